@@ -6,7 +6,7 @@
 __all__ = ['SEGMENTS', 'LIT', 'Images', 'rectangle_boxes', 'draw_boxes', 'area_target', 'rectangles', 'digits', 'ink_digits',
            'Photographs', 'photographs', 'photograph_patches', 'glyphs', 'cifar10', 'image_folder']
 
-# %% ../nbs/01_data.ipynb #834472f9
+# %% ../nbs/01_data.ipynb #ed2588fb
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import DataNotFound, check_finite
+from .core import DataNotFound
 
 # %% ../nbs/01_data.ipynb #e75c5e06
 @dataclass(frozen=True)
