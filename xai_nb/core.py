@@ -163,7 +163,7 @@ def unwrap_output(output: Any,  # What a model returned
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor): return output[0]
     raise TypeError(f"the model returned {type(output).__name__}; expected a tensor, a tuple that starts with one, or an object with .logits")
 
-# %% ../nbs/00_core.ipynb #6fabcc0e
+# %% ../nbs/00_core.ipynb #e1b95b36
 Target = int | Tensor | Sequence[int] | Callable[[Tensor], Tensor] | None
 
 def resolve_target(output: Any,  # Model output: (B,), (B 1) or (B K), also in a tuple or behind `.logits`
@@ -179,7 +179,7 @@ def resolve_target(output: Any,  # Model output: (B,), (B 1) or (B K), also in a
     if y.ndim != 2: raise ValueError(f"the model output has shape {tuple(y.shape)}; expected (B,), (B 1) or (B K), or pass a callable target")
     if target is None:
         if strict: raise ValueError(f"the model has {y.shape[1]} outputs: say which one to explain with target=0 ... {y.shape[1] - 1} or a callable")
-        return y.amax(1) if not y.requires_grad else y.gather(1, y.detach().argmax(1, keepdim=True))[:, 0]
+        return y.gather(1, y.detach().argmax(1, keepdim=True))[:, 0]
     return y.gather(1, _class_index(target, y)[:, None])[:, 0]
 
 # %% ../nbs/00_core.ipynb #158688ec

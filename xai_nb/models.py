@@ -239,7 +239,7 @@ def _train_epoch(model: nn.Module,  # In train mode
     for batch in batches: total, n = total + step(batch) * len(batch), n + len(batch)
     return total / n
 
-# %% ../nbs/02_models.ipynb #dbbe997a
+# %% ../nbs/02_models.ipynb #2aab7109
 def fit(model: nn.Module,  # Trained in place
         data: Images,  # Training pictures
         *,
@@ -258,6 +258,7 @@ def fit(model: nn.Module,  # Trained in place
         device: str | torch.device | None = None,  # None: see `best_device`
        ) -> History:  # Loss and score per epoch
     "Train with AdamW and the one-cycle schedule."
+    if epochs < 1: raise ValueError(f"epochs is {epochs}, expected 1 or more")
     if stop_at is not None and validation is None: raise ValueError("stop_at needs validation pictures")
     device, start = best_device(device), time.perf_counter()
     model, data = model.to(device), data.to(device)
