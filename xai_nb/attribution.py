@@ -70,15 +70,20 @@ def _fixed(model: Callable,  # Inside `_explaining`
     with torch.no_grad(): y = in_chunks(lambda rows: unwrap_output(model(rows.clone())), x, batch_size)
     return y.argmax(1) if y.ndim == 2 and y.shape[1] > 1 else None
 
-# %% ../nbs/03_attribution.ipynb #93ee827e
+# %% ../nbs/03_attribution.ipynb #73e4aaca
 def _input_gradient(model: Callable,  # Inside `_explaining`
                     x: Tensor,  # (B ...)
                     target: Target,  # As in `resolve_target`
                    ) -> Tensor:  # (B ...), the gradient of the target with respect to `x`
     "One forward and one backward pass; the clone keeps a first in-place layer away from `x`."
     leaf = x.detach().requires_grad_()
-    y = resolve_target(model(leaf.clone()), target)
-    if not y.requires_grad: raise ValueError("the explained output has no gradient: something between x and it detaches or rounds")
+    return _backward(resolve_target(model(leaf.clone()), target), leaf)
+
+def _backward(y: Tensor,  # (B,), the explained numbers
+              leaf: Tensor,  # (B ...), what they are differentiated by
+             ) -> Tensor:  # The shape of `leaf`
+    "The gradient of each number with respect to its own row; zero where a number does not depend on it."
+    if not y.requires_grad: raise ValueError("the explained output has no gradient: something on the way to it detaches, rounds or is constant")
     return check_finite("the gradient", torch.autograd.grad(y.sum(), leaf, materialize_grads=True)[0])
 
 # %% ../nbs/03_attribution.ipynb #a1e8352f
@@ -237,7 +242,7 @@ class _Guide(TorchFunctionMode):
             _clamp_gradient(out, f"{where}{'.' if where else ''}{func.__name__}()", self.seen)
         return out
 
-# %% ../nbs/03_attribution.ipynb #d87594d6
+# %% ../nbs/03_attribution.ipynb #5bd83778
 @contextmanager
 def _guided(model: Callable,  # Module or function
             activations: Sequence[type],  # Module types
@@ -252,11 +257,11 @@ def _guided(model: Callable,  # Module or function
         for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
             enter = lambda m, args, name=name: inside.append((name, m))
             stack.callback(module.register_forward_pre_hook(enter).remove)
-            stack.callback(module.register_forward_hook(leave).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         stack.enter_context(_Guide(names, inside, kinds, seen))
         yield seen
 
-# %% ../nbs/03_attribution.ipynb #5b4737a8
+# %% ../nbs/03_attribution.ipynb #0ef6e286
 def guided_backprop(model: Callable,  # Module or differentiable function
                     x: Tensor,  # (B C H W) or any (B ...)
                     target: Target = None,  # As in `gradient`
@@ -274,7 +279,7 @@ def guided_backprop(model: Callable,  # Module or differentiable function
         with _guided(model, activations) as seen: output = model(leaf.clone())
         if not seen and not allow_none: raise LayerError(_none_found(model, activations))
         hooked.update(seen)
-        return check_finite("the guided gradient", torch.autograd.grad(resolve_target(output, t).sum(), leaf)[0])
+        return _backward(resolve_target(output, t), leaf)
     with _explaining(model): maps = in_chunks(one, x, batch_size, target)
     return (maps, hooked) if return_hooked else maps
 
@@ -304,7 +309,7 @@ def spatial_layer(model: nn.Module,  # Any module
     if not found: raise LayerError("no layer of this model has an output (B C H W) with more than one pixel; Grad-CAM needs one")
     return found[-1]
 
-# %% ../nbs/03_attribution.ipynb #56d71d52
+# %% ../nbs/03_attribution.ipynb #12de157f
 def grad_cam(model: nn.Module,  # Any module
              x: Tensor,  # (B C H W)
              target: Target = None,  # As in `gradient`
@@ -317,6 +322,7 @@ def grad_cam(model: nn.Module,  # Any module
             ) -> Tensor:  # (B 1 H W), output units per pixel of the layer; LayerError for an unknown or non-spatial layer
     "Channels of a layer, weighted by their mean gradient and summed."
     x, target = _checked(x, target)
+    if not isinstance(model, nn.Module): raise TypeError(f"Grad-CAM looks inside a model: pass a torch module, not {type(model).__name__}")
     with _explaining(model):
         layer = spatial_layer(model, x) if layer is None else layer
         cam = in_chunks(lambda rows, t: _layer_cam(model, rows, t, layer), x, batch_size, target)
@@ -325,7 +331,7 @@ def grad_cam(model: nn.Module,  # Any module
         if size is None: return cam
         return F.interpolate(cam, size=size, mode=mode, **({} if mode in ("nearest", "nearest-exact", "area") else {"align_corners": False}))
 
-# %% ../nbs/03_attribution.ipynb #eee89548
+# %% ../nbs/03_attribution.ipynb #58e3b887
 def _layer_cam(model: nn.Module,  # Inside `_explaining`
                x: Tensor,  # (B C H W)
                target: Target,  # As in `resolve_target`
@@ -334,10 +340,8 @@ def _layer_cam(model: nn.Module,  # Inside `_explaining`
     "The signed map at the layer's own resolution."
     output, a = capture(model, x, layer)
     if a.ndim != 4: raise LayerError(f"layer {layer if isinstance(layer, str) else type(layer).__name__!r} gives {tuple(a.shape)}; Grad-CAM needs (B C H W)")
-    y = resolve_target(output, target)
-    if not y.requires_grad: raise LayerError("the explained output does not depend on this layer")
-    (g,) = torch.autograd.grad(y.sum(), a, materialize_grads=True)
-    return check_finite("the map", (g.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True).detach())
+    weights = _backward(resolve_target(output, target), a).mean((2, 3), keepdim=True)
+    return (weights * a.detach()).sum(1, keepdim=True)
 
 # %% ../nbs/03_attribution.ipynb #490588c8
 def guided_grad_cam(model: nn.Module,  # Any module

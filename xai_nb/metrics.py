@@ -202,7 +202,7 @@ def _masking(model: Callable,  # Module or function
         values = in_chunks(rows, torch.arange(len(x) * f, device=x.device), batch_size)
     return Curve(share, check_finite("the curve", values).reshape(-1, f), "higher" if keep else "lower", measure)
 
-# %% ../nbs/04_metrics.ipynb #f162038a
+# %% ../nbs/04_metrics.ipynb #27520004
 def _masking_input(x: Tensor,  # Images
                    maps: Tensor,  # Maps
                    fractions: Sequence[float],  # Shares
@@ -224,7 +224,7 @@ def _clean_target(model: Callable,  # In eval mode
                   batch_size: int,  # Rows per pass
                  ) -> Target:  # None only where the output is one number
     "The predicted classes of the clean images where no target is given."
-    if isinstance(target, Sequence): return torch.as_tensor(target, device=x.device)
+    if isinstance(target, (Sequence, Tensor)): return torch.as_tensor(target, device=x.device)
     if target is not None: return target
     y = in_chunks(lambda rows: unwrap_output(model(rows)), x, batch_size)
     return y.argmax(1) if y.ndim == 2 and y.shape[1] > 1 else None

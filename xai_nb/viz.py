@@ -119,7 +119,7 @@ def show_maps(images: Tensor,  # (B 1 H W) or (B 3 H W); values outside 0 ... 1 
         for ax, name, a, limit in zip(bars, names, arrays, limits): _draw_bar(fig, ax, a, limit, unit if isinstance(unit, str) else unit.get(name, ""))
     return fig
 
-# %% ../nbs/05_viz.ipynb #b34ea0aa
+# %% ../nbs/05_viz.ipynb #9a2de282
 def _grid(rows: int,  # Rows of panels
           columns: int,  # Columns of panels
           aspect: float,  # Height over width of a panel
@@ -127,7 +127,7 @@ def _grid(rows: int,  # Rows of panels
          ) -> tuple[Picture, list[list[Axes]], list[Axes]]:  # Figure, panels, axes of the bars (none for the first column)
     "Panels of equal size without ticks, and a row of colour bars."
     cell = min(WIDTH / columns, 1.9)
-    fig = _picture(columns * cell, rows * (cell - 0.08) * aspect + (0.72 if bars else 0.3))
+    fig = _picture(columns * cell, rows * (cell - 0.08) * aspect + (0.85 if bars else 0.5))
     grid = fig.add_gridspec(rows + bars, columns, height_ratios=[1] * rows + [0.05] * bars)
     axes = [[fig.add_subplot(grid[r, c]) for c in range(columns)] for r in range(rows)]
     for ax in sum(axes, []):
