@@ -457,7 +457,7 @@ def _overlay_names(paths: Sequence[Path],  # Pictures
     unique = [name if stems.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(stems)]
     return [(path, f"{name}_{stem}.png") for path, name in zip(paths, unique)]
 
-# %% ../nbs/06_cli.ipynb #9220ed71
+# %% ../nbs/06_cli.ipynb #4372cc86
 def readme(root: Path,  # The checkout
           ) -> str:  # The text of README.md
     "The landing page as Markdown, by nbdev's processors for flags and hidden cells."
@@ -473,9 +473,8 @@ def _markdown(cell: Any,  # A cell (execnb)
     if cell.cell_type != "code": yield cell.source; return
     code = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
     yield f"```python\n{code}\n```"
-    for out in cell.outputs:
-        text = out.get("text") or out.get("data", {}).get("text/plain", "")
-        yield "```text\n" + "".join(text).strip("\n") + "\n```"
+    printed = "".join("".join(out.get("text") or out.get("data", {}).get("text/plain", "")) for out in cell.outputs)
+    if printed.strip(): yield "```text\n" + printed.strip("\n") + "\n```"
 
 def write_readme(args: argparse.Namespace,  # What the parser found
                 ) -> int:  # Exit status: 0, or 1 if --check found README.md out of step
