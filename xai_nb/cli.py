@@ -172,7 +172,7 @@ def save_html(nb: Any,  # An executed notebook (nbformat)
     body, _ = HTMLExporter().from_notebook_node(nb, resources={"metadata": {"name": path.stem}})
     path.write_text(body, encoding="utf-8")
 
-# %% ../nbs/06_cli.ipynb #f3815767
+# %% ../nbs/06_cli.ipynb #d3be7b7a
 def run_page(path: Path,  # The notebook
              out: Path,  # Folder for the executed notebook and its HTML page
              env: Mapping[str, str],  # Environment of the kernel
@@ -187,9 +187,14 @@ def run_page(path: Path,  # The notebook
     error = execute(nb, path.parent, env, skipped, limit, tick)
     seconds = time.monotonic() - start
     save_page(nb, out / path.name)
-    save_html(nb, out / f"{path.stem}.html")
+    save_html(nb, out / _html_name(path.stem))
     if inplace and not error: save_page(nb, path)
     return PageRun(path.stem, page_claim(nb), "failed" if error else page_headline(nb), seconds, error)
+
+def _html_name(page: str,  # Such as "30_moram"
+              ) -> str:  # Name of its HTML page
+    "The page `index` must not take the place of the list of all."
+    return "index_page.html" if page == "index" else f"{page}.html"
 
 def table(runs: Sequence[PageRun],  # What ran
           width: int = 120,  # Columns of the terminal; the claim is cut to fit
@@ -202,7 +207,7 @@ def table(runs: Sequence[PageRun],  # What ran
     fit = lambda text, size: (text if len(text) <= size else text[:size - 1] + "…").ljust(size)
     return "\n".join(" | ".join(map(fit, row, sizes)).rstrip() for row in rows)
 
-# %% ../nbs/06_cli.ipynb #04a77903
+# %% ../nbs/06_cli.ipynb #ddefbb82
 INDEX = """<!doctype html><html lang="en"><meta charset="utf-8"><title>xai_nb run</title>
 <style>body {{ font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; }} td, th {{ text-align: left; padding: .3em .8em; vertical-align: top; }}
 .error {{ color: #b00020; }}</style><h1>xai_nb {version}, scale {scale}</h1>
@@ -216,8 +221,9 @@ def save_index(runs: Sequence[PageRun],  # What ran
                scale: str,  # "cpu" or "gpu"
               ) -> None:  # Nothing
     "Write the page that leads to the others."
-    row = '<tr><td><a href="{0}.html">{0}</a><td>{1}<td{3}>{2}<td>{4:.1f}</tr>'
-    rows = [row.format(run.page, html.escape(run.claim), html.escape(run.error or run.headline), ' class="error"' if run.error else "", run.seconds) for run in runs]
+    row = '<tr><td><a href="{5}">{0}</a><td>{1}<td{3}>{2}<td>{4:.1f}</tr>'
+    rows = [row.format(run.page, html.escape(run.claim), html.escape(run.error or run.headline), ' class="error"' if run.error else "",
+                       run.seconds, _html_name(run.page)) for run in runs]
     path.write_text(INDEX.format(version=_version(), scale=scale, rows="\n".join(rows)), encoding="utf-8")
 
 def _version() -> str:  # For example "0.1.0"
