@@ -396,7 +396,7 @@ def choose_target(output: Any,  # Model output, (1,), (1 1) or (1 K)
     predicted = y.argmax(1)
     return predicted if target is None else predicted * 0 + target, value, predicted.item()
 
-# %% ../nbs/06_cli.ipynb #3486cd2a
+# %% ../nbs/06_cli.ipynb #b8716dd5
 @dataclass(frozen=True)
 class Explained:
     "One explained picture."
@@ -405,6 +405,7 @@ class Explained:
     prediction: int | None  # Predicted class, None for a regression
     target: int | None  # Class that is explained, None for a regression
     value: float  # The explained output: a logit, or the regression's number
+    layer: str | None  # Dotted name of the layer, None for a method without one
     residual: float | None  # See `residual_is` of the run
 
 def explain_picture(path: Path,  # Picture file
@@ -416,15 +417,17 @@ def explain_picture(path: Path,  # Picture file
                    ) -> tuple[Explained, Any]:  # The record, and the overlay as a figure
     "Everything for one picture, with nothing written."
     import torch
+    from xai_nb.attribution import spatial_layer
     from xai_nb.viz import overlay
     picture = prepare.read(path)
     x = prepare.normalise(picture).to(next(model.parameters()).device)
     with torch.no_grad(): target, value, predicted = choose_target(model(x), args.target)
-    relevance, residual = compute_map(method, model, x, target, args.layer)
-    record = Explained(str(path), name, predicted, None if target is None else target.item(), value, residual)
-    return record, overlay(picture, relevance.detach().cpu().float().sum(0))
+    layer = args.layer or (spatial_layer(model, x) if method.layer else None)
+    relevance, residual = compute_map(method, model, x, target, layer)
+    record = Explained(str(path), name, predicted, None if target is None else target.item(), value, layer, residual)
+    return record, overlay(picture, relevance.detach().cpu().float().sum(0), title=args.method)
 
-# %% ../nbs/06_cli.ipynb #e3a8ed28
+# %% ../nbs/06_cli.ipynb #e50e2d2c
 def explain(args: argparse.Namespace,  # What the parser found
            ) -> int:  # Exit status 0; raises CliError before anything is written
     "The command `explain`."
@@ -436,7 +439,7 @@ def explain(args: argparse.Namespace,  # What the parser found
         done = [explain_picture(path, name, method, model, prepare, args) for path, name in progress(_overlay_names(args.images, stem), args.method)]
     args.out.mkdir(parents=True, exist_ok=True)
     for record, figure in done: figure.savefig(args.out / record.overlay, dpi=120, bbox_inches="tight")
-    run = dict(model=args.model, weights=str(args.weights), method=args.method, layer=args.layer, residual_is=method.residual or None,
+    run = dict(model=args.model, weights=str(args.weights), method=args.method, residual_is=method.residual or None,
                device=str(next(model.parameters()).device), preparation=asdict(prepare), versions={"xai_nb": _version(), **versions()})
     report = args.out / f"{stem}.json"
     report.write_text(json.dumps(run | {"pictures": [asdict(record) for record, _ in done]}, indent=1) + "\n", encoding="utf-8")
