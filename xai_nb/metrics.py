@@ -114,7 +114,9 @@ class Curve:
         "The area under each curve by trapezoids, divided by the width, so that it is a mean height."
         return torch.trapezoid(self.values, self.fractions, dim=1) / (self.fractions[-1] - self.fractions[0])
 
-    def band(self, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fractions, mean, low, high, each (F,)
+    def band(self,
+             seed: int = 0,  # Of the resampling
+            ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fractions, mean, low, high, each (F,)
         "The mean with a 95 % bootstrap band, ready for `viz.curves`."
         return (self.fractions, *bootstrap_interval(self.values, seed))
 

@@ -35,6 +35,13 @@ SIGNED = "RdBu_r"  # blue, white, red: zero is white
 class Picture(Figure):
     "A matplotlib figure outside of pyplot, that shows itself as PNG."
 
+    def __init__(self,
+                 width: float,  # Inches, at most `WIDTH`
+                 height: float,  # Inches
+                ):
+        inches = [round(v * DPI) / DPI for v in (min(width, WIDTH), height)]
+        super().__init__(figsize=inches, dpi=DPI, layout="constrained")
+
     def _repr_png_(self) -> bytes:  # PNG at the figure's own dpi
         "What a notebook shows."
         buffer = io.BytesIO()
@@ -53,13 +60,6 @@ def _style() -> AbstractContextManager:  # A context
     return matplotlib.rc_context({"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8,
                                   "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.6,
                                   "axes.grid": False, "figure.facecolor": "white", "image.cmap": "gray", "image.interpolation": "nearest"})
-
-def _picture(width: float,  # Inches
-             height: float,  # Inches
-            ) -> Picture:  # Empty, with constrained layout
-    "A new figure at the common resolution."
-    inches = [round(v * DPI) / DPI for v in (min(width, WIDTH), height)]
-    return Picture(figsize=inches, dpi=DPI, layout="constrained")
 
 def _numbers(x: Any,  # Tensor, array or sequence
             ) -> np.ndarray:  # float64
@@ -127,7 +127,7 @@ def _grid(rows: int,  # Rows of panels
          ) -> tuple[Picture, list[list[Axes]], list[Axes]]:  # Figure, panels, axes of the bars (none for the first column)
     "Panels of equal size without ticks, and a row of colour bars."
     cell = min(WIDTH / columns, 1.9)
-    fig = _picture(columns * cell, rows * (cell - 0.08) * aspect + (0.85 if bars else 0.5))
+    fig = Picture(columns * cell, rows * (cell - 0.08) * aspect + (0.85 if bars else 0.5))
     grid = fig.add_gridspec(rows + bars, columns, height_ratios=[1] * rows + [0.05] * bars)
     axes = [[fig.add_subplot(grid[r, c]) for c in range(columns)] for r in range(rows)]
     for ax in sum(axes, []):
@@ -191,7 +191,7 @@ def overlay(image: Tensor | np.ndarray,  # (1 H W), (3 H W), (H W) or (H W 3)
     end = limit or _limit(values, 100)
     with _style():
         width = WIDTH * 0.9
-        fig = _picture(width, (width / 2 - 0.5) * rgb.shape[0] / rgb.shape[1] + 0.35)
+        fig = Picture(width, (width / 2 - 0.5) * rgb.shape[0] / rgb.shape[1] + 0.35)
         left, right = fig.subplots(1, 2)
         left.imshow(_image_array(image), vmin=0, vmax=1); right.imshow(rgb); right.set_title(title)
         for ax in (left, right): ax.axis("off")
@@ -211,7 +211,7 @@ def curves(lines: Mapping[str, Sequence],  # Name -> (x, y) or (x, y, low, high)
           ) -> Picture:  # Closed figure; ValueError for lengths that differ
     "Lines with bands in colours and markers that can be told apart."
     with _style():
-        fig = _picture(WIDTH * 0.75, 3.2)
+        fig = Picture(WIDTH * 0.75, 3.2)
         ax = fig.subplots()
         for colour, marker, (name, line) in zip(cycle(PALETTE), cycle("osD^vPX"), lines.items()): _draw_line(ax, name, line, colour, marker)
         for style, (name, height) in zip(cycle(["--", ":", "-."]), (reference or {}).items()):
@@ -245,7 +245,7 @@ def bars(values: Mapping[str, Any],  # Name -> number, or (number, low, high)
     rows = [np.atleast_1d(_numbers(v)) for v in values.values()]
     if not rows or any(r.shape not in ((1,), (3,)) for r in rows): raise ValueError("each bar needs a number, or (number, low, high)")
     with _style():
-        fig = _picture(WIDTH * 0.75, 0.28 * len(rows) + 0.8 + 0.25 * bool(title))
+        fig = Picture(WIDTH * 0.75, 0.28 * len(rows) + 0.8 + 0.25 * bool(title))
         ax = fig.subplots()
         ax.barh(range(len(rows)), [r[0] for r in rows], height=0.62, color=PALETTE[0], alpha=0.85)
         for i, r in enumerate(rows):
@@ -264,7 +264,7 @@ def show_history(history: Any,  # `models.History`, a DataFrame or a mapping nam
     columns = {str(k): _numbers(table[k]) for k in table if len(table[k])}
     if not columns: raise ValueError("the history is empty")
     with _style():
-        fig = _picture(min(WIDTH, 3.2 * len(columns)), 2.4)
+        fig = Picture(min(WIDTH, 3.2 * len(columns)), 2.4)
         for ax, colour, (name, values) in zip(np.atleast_1d(fig.subplots(1, len(columns))), cycle(PALETTE), columns.items()):
             ax.plot(np.arange(1, len(values) + 1), values, color=colour, marker="o", markersize=3.5)
             ax.set(xlabel="epoch", title=name); ax.grid(color="0.92"); ax.xaxis.get_major_locator().set_params(integer=True)
