@@ -270,7 +270,7 @@ def show_history(history: Any,  # `models.History`, a DataFrame or a mapping nam
             ax.set(xlabel="epoch", title=name); ax.grid(color="0.92"); ax.xaxis.get_major_locator().set_params(integer=True)
     return fig
 
-# %% ../nbs/05_viz.ipynb #6d8f7ed1
+# %% ../nbs/05_viz.ipynb #312ac982
 def explore(fn: Callable[..., Any],  # Called with one keyword per range; returns a signed map, an RGB image (H W 3) or a figure
             live: bool = False,  # True: sliders (needs ipywidgets and a running kernel)
             **ranges: Sequence,  # Name -> settings; one or two names; at most five settings of each are drawn, a slider has all
@@ -284,7 +284,7 @@ def explore(fn: Callable[..., Any],  # Called with one keyword per range; return
     name, settings = down[0] if down else ("", [None])
     with _style():
         results = [[fn(**{across[0]: a, **({name: d} if down else {})}) for a in across[1]] for d in settings]
-        fig, axes, _ = _grid(len(settings), len(across[1]), _shape_ratio(results[0][0]) , False)
+        fig, axes, _ = _grid(len(settings), len(across[1]), _shape_ratio(results[0][0]), False)
         for d, row, panels in zip(settings, results, axes):
             for a, ax, result in zip(across[1], panels, row): _draw_result(ax, result)
             if down: panels[0].set_ylabel(f"{name} = {d}")
