@@ -125,7 +125,7 @@ def _run_with_hooks(model: nn.Module,  # Any module
         for name, module in model.named_modules(): stack.callback(module.register_forward_hook(hook_for(name)).remove)
         return model(x.clone() if x.is_inference() else x)
 
-# %% ../nbs/30_moram.ipynb #9a8c9652
+# %% ../nbs/30_moram.ipynb #f9f60166
 @dataclass(frozen=True)
 class RegressionCAM:
     "The maps of one layer for one batch; every map is raw, (B *S), on the device of the model."
@@ -141,6 +141,7 @@ class RegressionCAM:
     activation_sum: Tensor  # Unweighted sum over channels: the baseline to beat
     cancellation: Tensor  # Share of the evidence that cancels, (B,), 0 to 1
     empty: Tensor  # True where the MoRAM map is zero everywhere, (B,): such a map says nothing
+    negative_features: Tensor  # True where an activation is below zero, (B,): MoRAM itself can cancel there
     activations: Tensor | None = None  # (B K *S), kept on request
 
     def upsample(self,
@@ -153,7 +154,7 @@ class RegressionCAM:
         if name not in maps: raise ValueError(f"no map named {name!r}; there are {', '.join(maps)}")
         return resize_maps(getattr(self, name), size or self.input_size, mode)
 
-# %% ../nbs/30_moram.ipynb #f96fc1cd
+# %% ../nbs/30_moram.ipynb #7fdf5b75
 def _features(a: Tensor,  # Captured activation or its gradient
               layer: str,  # Name, for the message
               input_ndim: int,  # Axes of the input batch
@@ -177,9 +178,10 @@ def _all_maps(a: Tensor,  # Activations, (B K *S)
     up, down = signed_parts(a, w, abs_activations=abs_activations)
     total = up + down
     return dict(weights=w, grad_ram=up - down, moram=total, positive=up, negative=down, pixelwise=(g * a).abs().sum(1),
-                activation_sum=a.sum(1), cancellation=cancellation(a, w), empty=total.flatten(1).abs().amax(1) == 0)
+                activation_sum=a.sum(1), cancellation=cancellation(a, w), empty=total.flatten(1).abs().amax(1) == 0,
+                negative_features=(a < 0).flatten(1).any(1))
 
-# %% ../nbs/30_moram.ipynb #e01e133f
+# %% ../nbs/30_moram.ipynb #b4033fc9
 def regression_cam(model: nn.Module,  # Any module; left as found
                    x: Tensor,  # Input, (B C *S), one to three spatial axes; raises NonFiniteError on NaN
                    layer: str | nn.Module | Sequence[str | nn.Module] | None = None,  # Name, module, a list; None: last spatial layer
@@ -197,10 +199,10 @@ def regression_cam(model: nn.Module,  # Any module; left as found
     names = [find_layer(model, one)[0] for one in (layer if several else [layer or last_spatial_layer(model, x)])]
     target = _per_example(target, len(x))
     chunk = lambda xs, ts: _explain(model, xs, names, ts, reshape, abs_activations, return_activations)
-    parts = in_chunks(chunk, x, batch_size, target, progress=progress)
+    parts = in_chunks(chunk, x, batch_size, target, label=progress)
     results = [RegressionCAM(name, tuple(x.shape[2:]), **part) for name, part in zip(names, parts)]
-    if not abs_activations and any(bool((r.moram < 0).any()) for r in results):
-        warnings.warn("negative activations: MoRAM can cancel and go below zero here; hook the ReLU's output or pass abs_activations=True", stacklevel=2)
+    if not abs_activations and any(bool(r.negative_features.any()) for r in results):
+        warnings.warn("negative activations: MoRAM can cancel or go below zero here; hook the ReLU's output or pass abs_activations=True", stacklevel=2)
     return results if several else results[0]
 
 # %% ../nbs/30_moram.ipynb #ae475e8a
@@ -368,7 +370,7 @@ def auc_marks(mask: Tensor,  # True on the object, (B *S)
     a = mask.flatten(1).double().mean(1)
     return {"empty": 1 - a, "full": a, "random": 2 / 3 - a / 3, "perfect": 1 - a / 2}
 
-# %% ../nbs/30_moram.ipynb #49e998e6
+# %% ../nbs/30_moram.ipynb #905d036c
 def localisation_scores(maps: Tensor,  # Heat maps at the size of the mask, (B *S), raw
                         mask: Tensor,  # True on the object, (B *S)
                         modes: Sequence[str] = ("minmax", "paper"),  # Readings of the accuracy curve, see `MODES`
@@ -380,7 +382,7 @@ def localisation_scores(maps: Tensor,  # Heat maps at the size of the mask, (B *
     for name, metric in dict(roc=pixel_roc_auc, ap=average_precision, iou=iou_at_area).items():
         scores[name] = torch.full((len(maps),), torch.nan, dtype=torch.float64, device=maps.device)
         use = ~(empty | one_kind)
-        if use.any(): scores[name][use] = torch.as_tensor(metric(maps[use], mask[use]), dtype=torch.float64, device=maps.device)
+        if use.any(): scores[name][use] = torch.as_tensor(metric(maps[use].flatten(1)[:, None], m[use][:, None]), dtype=torch.float64, device=maps.device)
     return {**scores, "empty": empty.double(), "negative_sum": (maps.flatten(1).double().sum(1) < 0).double()}
 
 def localisation_report(maps: Mapping[str, Tensor],  # Name to heat maps at the size of the mask, (B *S), raw
