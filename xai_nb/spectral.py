@@ -433,7 +433,7 @@ def _positive(name: str,  # Of the parameter
     if not (isinstance(value, (int, float)) and 0 < value < math.inf): raise ValueError(f"{name} is {value!r}; expected a positive finite number")
     return float(value)
 
-# %% ../nbs/10_spectral.ipynb #dc8d8a93
+# %% ../nbs/10_spectral.ipynb #0dbc7b84
 class _BackwardOnly(torch.autograd.Function):
     "ReLU forward, sigmoid backward."
 
@@ -445,7 +445,7 @@ class _BackwardOnly(torch.autograd.Function):
         "Plain ReLU."
         ctx.save_for_backward(x)
         ctx.beta = beta
-        return x.clamp_min(0)
+        return torch.maximum(x, torch.zeros_like(x))
 
     @staticmethod
     def backward(ctx: Any,  # Autograd context
