@@ -990,7 +990,7 @@ def _strip(trade: TradeOff,  # A measured family
     _draw_plane(fig.add_subplot(grid[:, n:]), [trade], values[0] if len(values) == 1 else None)
     return fig
 
-# %% ../nbs/10_spectral.ipynb #083ce20b
+# %% ../nbs/10_spectral.ipynb #ebb52df6
 def _draw_map(ax: Any,  # Matplotlib axes
               a: Tensor,  # Map, (H W)
               title: str,  # Above it
@@ -1012,5 +1012,6 @@ def _draw_spectrum(ax: Any,  # Matplotlib axes
     ax.loglog(k, reference.cpu()[1:], color="0.7", lw=1)
     ax.loglog(k, rings.clamp_min(float(rings.max()) * 1e-7), color=COLOURS[0], lw=1)
     ax.tick_params(labelsize=6, which="both")
+    ax.tick_params(which="minor", labelbottom=False, labelleft=False)
     if first: ax.set_xlabel("cycles per pixel", fontsize=7); ax.set_ylabel("ring energy", fontsize=7)
     else: ax.set_yticklabels([])
