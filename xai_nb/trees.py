@@ -1368,7 +1368,7 @@ def show_census(censuses: dict[str, pd.DataFrame],  # Frames of `tree_census` by
     plt.close(fig)
     return fig
 
-# %% ../nbs/60_trees.ipynb #5a792b31
+# %% ../nbs/60_trees.ipynb #3d22ca02
 def show_frontier(frame: pd.DataFrame,  # Columns table, method, score, sensitivity; methods called "slack e" are joined by a line
                  ) -> Figure:  # Closed figure
     "Sensitivity against error, one panel a table, mean and standard error over repetitions."
@@ -1382,8 +1382,7 @@ def show_frontier(frame: pd.DataFrame,  # Columns table, method, score, sensitiv
         for method in mean.index:
             ours = method.startswith("slack")
             ax.errorbar(*mean.loc[method], sem.sensitivity[method], sem.error[method], fmt="o" if ours else "s", ms=4, lw=0.8, color="#1f78b4" if ours else "#d95f02")
-            text = method.removeprefix("slack ").removeprefix("CART, ")
-            ax.annotate(text, mean.loc[method], xytext=(4, 3) if ours else (-4, -8), textcoords="offset points", fontsize=7, ha="left" if ours else "right", color="#1f78b4" if ours else "#d95f02")
+            ax.annotate(method, mean.loc[method], xytext=(4, 3), textcoords="offset points", fontsize=6)
         ax.set(title=name, xlabel="test error", ylim=(0, None))
     axes[0, 0].set_ylabel("average sensitivity")
     fig.tight_layout()
