@@ -8,7 +8,7 @@ __all__ = ['row_keys', 'round_bandwidth', 'similarity', 'ball_orders', 'two_mean
            'dasgupta_cost', 'level_distance', 'StableHierarchicalClustering', 'ClusterSensitivity',
            'clustering_sensitivity', 'bisecting_levels', 'show_hierarchies', 'show_plane', 'undominated']
 
-# %% ../nbs/61_clustering.ipynb #302fbef1
+# %% ../nbs/61_clustering.ipynb #e4f9e309
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,6 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
 from sklearn.base import BaseEstimator, ClusterMixin, clone
 from sklearn.cluster import BisectingKMeans
-from sklearn.metrics.cluster import contingency_matrix
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
@@ -96,9 +95,9 @@ def spectral_order(W: np.ndarray,  # Weights of the node's rows, (m m)
     embedding *= np.sign(embedding[landmarks[np.abs(embedding[landmarks]).argmax()]]) or 1.0
     return np.argsort(embedding, kind="stable")[None]
 
-# %% ../nbs/61_clustering.ipynb #12a022b5
+# %% ../nbs/61_clustering.ipynb #636db93f
 def candidate_orders(X: np.ndarray,  # Rows of the node, (m D)
-                     W: np.ndarray,  # Their weights, (m m)
+                     W: np.ndarray | None,  # Their weights, (m m), for spectral cuts
                      keys: np.ndarray,  # Their keys, (m,)
                      seed: int,  # Seed
                      cuts: Sequence[str],  # Families: "balls", "lines", "two_means", "spectral"
@@ -165,9 +164,9 @@ def sweep_ward(X: np.ndarray,  # Rows of the node, (m D)
     size = np.arange(1, len(X))
     return out[:, :-1] * len(X) / (size * (len(X) - size))
 
-# %% ../nbs/61_clustering.ipynb #373e413c
+# %% ../nbs/61_clustering.ipynb #40974314
 def draw_cut(X: np.ndarray,  # Rows of the node, (m D)
-             W: np.ndarray,  # Their weights, (m m)
+             W: np.ndarray | None,  # Their weights, (m m), where criterion or cuts need them
              keys: np.ndarray,  # Their keys, (m,)
              path: int,  # Place of the node in the hierarchy: root 1, children 2p and 2p + 1
              settings: "StableHierarchicalClustering",  # Slack, families, criterion, smallest share, number of landmarks
@@ -188,22 +187,24 @@ def draw_cut(X: np.ndarray,  # Rows of the node, (m D)
     second[orders[o, :k + least]] = False
     return ~second if second[keys.argmin()] else second
 
-# %% ../nbs/61_clustering.ipynb #76de2530
+# %% ../nbs/61_clustering.ipynb #c913ecb0
 def grow_levels(X: np.ndarray,  # Table, (B D)
-                W: np.ndarray,  # Weights, (B B)
+                W: np.ndarray | None,  # Weights, (B B); not looked at, and may be None, for Ward's criterion without spectral cuts
                 keys: np.ndarray,  # Keys of the rows, (B,)
                 settings: "StableHierarchicalClustering",  # Parameters
                 seed: int,  # Seed of the keyed noise
                ) -> np.ndarray:  # Cluster of every row at every level, (B, depth + 1): path codes, 1 at level 0
     "Cut, and cut the parts, `depth` times; a part that cannot be cut stays."
     order = np.argsort(keys)
-    X, W, keys, levels = X[order], W[np.ix_(order, order)], keys[order], np.ones((len(X), settings.depth + 1), np.int64)
+    X, keys, levels = X[order], keys[order], np.ones((len(X), settings.depth + 1), np.int64)
+    graph = settings.criterion == "sparsity" or "spectral" in settings.cuts
     for level in range(settings.depth):
         levels[:, level + 1] = levels[:, level]
         for path in np.unique(levels[:, level]):
             rows = np.flatnonzero(levels[:, level] == path)
             if level and path < 2**level: continue
-            second = draw_cut(X[rows], W[np.ix_(rows, rows)], keys[rows], int(path), settings, seed)
+            part = W[np.ix_(order[rows], order[rows])] if graph else None
+            second = draw_cut(X[rows], part, keys[rows], int(path), settings, seed)
             if second is not None: levels[rows, level + 1] = 2 * path + second
     return levels[np.argsort(order)]
 
@@ -272,13 +273,14 @@ def dasgupta_cost(W: np.ndarray,  # Weights, (B B), symmetric, zero diagonal
         saved += (inside * (above - np.bincount(child))).sum()
     return float(1 - saved / (B * W.sum() / 2))
 
-# %% ../nbs/61_clustering.ipynb #de967b8f
+# %% ../nbs/61_clustering.ipynb #9e0e4994
 def level_distance(a: np.ndarray,  # Clusters by level, (B, depth + 1)
                    b: np.ndarray,  # The same rows in another hierarchy
                   ) -> float:  # Mean share of rows outside the best matching of the clusters, [0, 1)
     "How differently two hierarchies divide the same rows: clusters matched one to one at each level, averaged over the levels below the root."
     def moved(p: np.ndarray, q: np.ndarray) -> float:
-        table = contingency_matrix(p, q)
+        (i, p), (j, q) = (np.unique(v, return_inverse=True) for v in (p, q))
+        table = np.bincount(p * len(j) + q, minlength=len(i) * len(j)).reshape(len(i), len(j))
         return 1 - table[linear_sum_assignment(-table)].sum() / len(p)
     if a.shape != b.shape: raise ValueError(f"two hierarchies of the same rows and depth are needed, got shapes {a.shape} and {b.shape}")
     return float(np.mean([moved(p, q) for p, q in zip(a.T[1:], b.T[1:])]))
