@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'COMPOSITES', 'METHODS', 'Rule', 'signed_mass', 'stabilised', 'wide', 'LayerRecord', 'WeightCache',
-           'Relevance', 'rlrp', 'lrp', 'relevance_map']
+           'Relevance', 'rlrp', 'lrp', 'relevance_map', 'randomisation', 'stability_report']
 
 # %% ../nbs/20_rlrp.ipynb #6598330d
 import copy
@@ -256,7 +256,7 @@ def _unsupported(engine: _Engine,  # The running engine
     "The error for an operation outside the table, with the module it ran in."
     return UnsupportedOp(op, _path(engine), hint)
 
-# %% ../nbs/20_rlrp.ipynb #96a4da1d
+# %% ../nbs/20_rlrp.ipynb #8ab14924
 def _check(engine: _Engine,  # The running engine
            t: Tensor,  # An argument of an operation
            op: str,  # The operation
@@ -266,7 +266,7 @@ def _check(engine: _Engine,  # The running engine
     if _tracked(t):
         if t._version != t._lrp_age: raise _unsupported(engine, op, "its input was changed in place through another view; use the out-of-place operation")
         if handler not in (_batch_norm, _unknown) and hasattr(t, "_lrp_node"): t._lrp_node.settle()
-    elif t.requires_grad and t.grad_fn is not None:
+    if t.grad_fn is not getattr(t, "_lrp_fn", None):
         raise _unsupported(engine, t.grad_fn.name(), "a custom autograd function, scripted or compiled module hides its operations")
 
 def _succeed(engine: _Engine,  # The running engine
@@ -302,7 +302,7 @@ def _newest(tree: Any,  # Nested tuples, lists and dicts
     if type(tree) in (tuple, list): return type(tree)(_newest(t) for t in tree)
     return {k: _newest(v) for k, v in tree.items()} if type(tree) is dict else tree
 
-# %% ../nbs/20_rlrp.ipynb #553cbc02
+# %% ../nbs/20_rlrp.ipynb #b1b241b7
 def _op_name(func: Callable,  # What torch is about to call
             ) -> str:  # For example "conv2d", "add_", "iadd"
     "The plain name of an operation; properties such as `.T` by the name of the property."
@@ -337,7 +337,7 @@ def _mark(t: Tensor,  # A tensor that depends on the input
           nonnegative: bool = False,  # Whether its values are known to be at least 0
          ) -> Tensor:  # `t`
     "Write the tag on a tensor."
-    t._lrp, t._lrp_age, t._lrp_nonneg = where, t._version, nonnegative
+    t._lrp, t._lrp_age, t._lrp_fn, t._lrp_nonneg = where, t._version, t.grad_fn, nonnegative
     return t
 
 # %% ../nbs/20_rlrp.ipynb #1bbeb75d
@@ -1149,7 +1149,7 @@ def _head_mask(p: Mapping[str, Any],  # Arguments of multi_head_attention_forwar
     if mask is not None and mask.ndim == 3: mask = mask.unflatten(0, (-1, heads))
     return mask if pad is None else as_float(pad)[:, None, None] + (0.0 if mask is None else mask)
 
-# %% ../nbs/20_rlrp.ipynb #71e4e1e1
+# %% ../nbs/20_rlrp.ipynb #cb8155c6
 def _unknown(engine: _Engine,  # The running engine
              func: Callable,  # torch's own function
              *args: Any,  # Its arguments
@@ -1159,7 +1159,7 @@ def _unknown(engine: _Engine,  # The running engine
     name = _op_name(func)
     if name.endswith("_") or name in ("setitem", "iadd", "isub", "imul", "itruediv"): raise _unsupported(engine, name)
     with torch.no_grad(): out = func(*args, **kwargs)
-    if name not in _CONSTANTS and any(t.is_floating_point() for t in _tensors(out)):
+    if name not in _CONSTANTS and any(t.is_floating_point() or t.is_complex() for t in _tensors(out)):
         raise _unsupported(engine, name, *(["take signal-carrying steps apart, or explain the part of the model after it"] if name in ("lstm", "gru", "rnn_tanh", "rnn_relu") else []))
     return out
 
@@ -1285,7 +1285,7 @@ def _rules(rule: str | Rule | Mapping[str, str | Rule],  # What the user passed
     default = Rule("rlrp") if names <= {"rlrp", "rlrp-product"} else rules["dense"] if rules["dense"].name in ("lrp0", "epsilon") else Rule("epsilon")
     return {"other": default, **rules}
 
-# %% ../nbs/20_rlrp.ipynb #ffc64c0d
+# %% ../nbs/20_rlrp.ipynb #537fd263
 def _check_call(model: nn.Module,  # Model
                 x: Tensor,  # Input
                 skip: str,  # Rule for additions
@@ -1295,7 +1295,7 @@ def _check_call(model: nn.Module,  # Model
     if not isinstance(x, Tensor) or not x.is_floating_point(): raise TypeError(f"x must be a float tensor, got {getattr(x, 'dtype', type(x).__name__)}; pass embeddings instead of indices")
     if x.ndim < 2 or x.numel() == 0: raise ValueError(f"x has shape {tuple(x.shape)}; expected a batch (B ...) with at least one example")
     if skip not in ("relative", "z", "ratio", "symmetric"): raise ValueError(f"skip is {skip!r}; expected relative, z, ratio or symmetric")
-    if hidden := [name for name, m in model.named_modules() if type(m).__name__ in ("OptimizedModule", "RecursiveScriptModule")]:
+    if hidden := [name for name, m in model.named_modules() if type(m).__name__ in ("OptimizedModule", "RecursiveScriptModule", "TopLevelTracedModule", "TracedModule")]:
         raise UnsupportedOp("a compiled or scripted module", hidden[0], "pass the module it was made from")
     if torch._C._functorch.maybe_get_level(x) >= 0: raise UnsupportedOp("vmap", "", "pass the whole batch, it is explained example by example anyway")
     check_finite("x", x)
@@ -1313,7 +1313,7 @@ def _run_or_split(model: nn.Module,  # Model
     each = lambda i: target[i:i + 1] if isinstance(target, (Tensor, list, tuple)) and len(torch.as_tensor(target).shape) else target
     return [_run(model, x[i:i + 1], each(i), rules, skip, cache) for i in range(len(x))]
 
-# %% ../nbs/20_rlrp.ipynb #e8471641
+# %% ../nbs/20_rlrp.ipynb #30e2fbc4
 def _run(model: nn.Module,  # Model
          x: Tensor,  # (B ...)
          target: Any,  # Target of these examples
@@ -1327,7 +1327,7 @@ def _run(model: nn.Module,  # Model
         leaf = x.detach().clone().requires_grad_()
         _mark(leaf, _Where())
         with engine: value = resolve_target(model(leaf), target)
-        if not _tracked(value): raise ValueError("the output does not depend on x through operations of the table; is there a detach or an integer cast on the way?")
+        if not _tracked(value) or not value.requires_grad: raise ValueError("the output does not depend on x through operations of the table; is there a detach or an integer cast on the way?")
         f = check_finite("the output of the model", wide(value))
         start, exponent = torch.frexp(f)  # powers of two are exact, so half precision keeps its range
         relevance, = torch.autograd.grad(value, leaf, (start * 4096).to(value.dtype))
@@ -1361,3 +1361,61 @@ def relevance_map(model: nn.Module,  # Any module whose operations are in the ta
     if method in ("lrp-wsquare", "lrp-flat", "lrp-zbox"): rule = {"first": rule, "conv": "epsilon", "dense": "epsilon"}
     result = lrp(model, x, target, rule=rule, batch_size=batch_size)
     return (result.relevance, result.scale - 1) if return_residual else result.relevance
+
+# %% ../nbs/20_rlrp.ipynb #e5439f4d
+def randomisation(method: Callable[[nn.Module, Tensor, Target], Tensor],  # (model, x, target) to maps
+                  model: nn.Module,  # Left as it is; a copy is randomised
+                  x: Tensor,  # (B C H W)
+                  target: Target = None,  # None: the class predicted by the original model
+                  *,
+                  seed: int = 0,  # Of the new weights
+                 ) -> pd.DataFrame:  # One row per randomised layer, output first: layer, similarity (mean rank correlation of |map| with the original)
+    "Cascading randomisation of the weights (Adebayo et al., 2018): similarity should fall."
+    changed, g = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    if target is None: target = model(x).detach().argmax(1)
+    flat = lambda m: method(m, x, target).abs().flatten(1)
+    original, rows = flat(model), []
+    for name, layer in reversed([(n, m) for n, m in changed.named_modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]):
+        w = layer.weight.data
+        w.copy_(torch.randn(w.shape, generator=g).to(w) * w.std())
+        rows.append((name, float(spearman(flat(changed), original).mean())))
+    return pd.DataFrame(rows, columns=["layer", "similarity"])
+
+# %% ../nbs/20_rlrp.ipynb #86c8965f
+def stability_report(model: nn.Module,  # A float32 or float64 model; copies are changed, never the model
+                     x: Tensor,  # (B C H W)
+                     target: Target = None,  # None: the class predicted by the model
+                     methods: Sequence[str] | Mapping[str, Callable] = ("rlrp", "lrp-epsilon"),  # Names of `METHODS`, or name -> (model, x, target) to maps
+                     *,
+                     noise: float = 0.01,  # Standard deviation of the input noise, units of `x`
+                     weight_noise: float = 1e-3,  # Relative standard deviation of the weight noise
+                     seed: int = 0,  # Of both
+                    ) -> pd.DataFrame:  # One row per method: growth (median and max of sum |R| / |f|), noise, weights, bf16_weights (mean change of the unit map), float32_error (worst), non_finite
+    "Change of the maps under input, weight and precision perturbations, and growth of their mass."
+    if not isinstance(methods, Mapping): methods = {m: (lambda model, x, t, m=m: relevance_map(model, x, t, method=m)) for m in methods}
+    x64, double = x.double(), copy.deepcopy(model).double().eval()
+    with torch.no_grad(): output = double(x64)
+    if target is None and output.ndim == 2 and output.shape[1] > 1: target = output.argmax(1)
+    f, g = resolve_target(output, target), torch.Generator().manual_seed(seed)
+    noisy = x64 + noise * torch.randn(x.shape, generator=g).to(x64)
+    shaken = _with_weights(double, lambda w: w * (1 + weight_noise * torch.randn(w.shape, generator=g).to(w)))
+    rounded = _with_weights(double, lambda w: w.bfloat16().to(w))
+    single, rows = copy.deepcopy(double).float(), {}
+    for name, method in methods.items():
+        base = method(double, x64, target).flatten(1)
+        low = method(single, x64.float(), target).flatten(1).double()
+        growth, u = base.abs().sum(1) / f.abs(), F.normalize(base)
+        turned = [(F.normalize(method(m, v, target).flatten(1)) - u).norm(dim=1).mean() for m, v in ((double, noisy), (shaken, x64), (rounded, x64))]
+        error = ((low - base).norm(dim=1) / base.norm(dim=1)).max()
+        rows[name] = [float(v) for v in (growth.median(), growth.max(), *turned, error, (~torch.isfinite(low)).sum())]
+    return pd.DataFrame.from_dict(rows, "index", columns=["growth", "growth_max", "noise", "weights", "bf16_weights", "float32_error", "non_finite"])
+
+# %% ../nbs/20_rlrp.ipynb #666245a3
+def _with_weights(model: nn.Module,  # Model
+                  change: Callable[[Tensor], Tensor],  # New weights
+                 ) -> nn.Module:  # A copy with changed parameters
+    "A copy whose parameters are changed."
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in model.parameters(): p.copy_(change(p))
+    return model
