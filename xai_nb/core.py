@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Target', 'LayerError', 'NonFiniteError', 'DataNotFound', 'UnsupportedOp', 'check_finite', 'current_scale',
            'best_device', 'versions', 'device_name', 'scale', 'seed_all', 'splitmix64', 'hash_key', 'keyed_uniform',
-           'eval_mode', 'unwrap_output', 'resolve_target', 'find_layer', 'capture', 'in_chunks', 'Timing',
+           'eval_mode', 'unwrap_output', 'resolve_target', 'find_layer', 'capture', 'progress', 'in_chunks', 'Timing',
            'timed_ratio', 'peak_memory', 'results_folder', 'save_result', 'load_results']
 
-# %% ../nbs/00_core.ipynb #c4fc6de7
+# %% ../nbs/00_core.ipynb #7ff944e8
 import contextlib, difflib, gc, json, os, platform, random, statistics, time
 import multiprocessing as mp
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,7 +163,7 @@ def unwrap_output(output: Any,  # What a model returned
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor): return output[0]
     raise TypeError(f"the model returned {type(output).__name__}; expected a tensor, a tuple that starts with one, or an object with .logits")
 
-# %% ../nbs/00_core.ipynb #6fabcc0e
+# %% ../nbs/00_core.ipynb #e1b95b36
 Target = int | Tensor | Sequence[int] | Callable[[Tensor], Tensor] | None
 
 def resolve_target(output: Any,  # Model output: (B,), (B 1) or (B K), also in a tuple or behind `.logits`
@@ -179,7 +179,7 @@ def resolve_target(output: Any,  # Model output: (B,), (B 1) or (B K), also in a
     if y.ndim != 2: raise ValueError(f"the model output has shape {tuple(y.shape)}; expected (B,), (B 1) or (B K), or pass a callable target")
     if target is None:
         if strict: raise ValueError(f"the model has {y.shape[1]} outputs: say which one to explain with target=0 ... {y.shape[1] - 1} or a callable")
-        return y.amax(1) if not y.requires_grad else y.gather(1, y.detach().argmax(1, keepdim=True))[:, 0]
+        return y.gather(1, y.detach().argmax(1, keepdim=True))[:, 0]
     return y.gather(1, _class_index(target, y)[:, None])[:, 0]
 
 # %% ../nbs/00_core.ipynb #158688ec
@@ -275,12 +275,21 @@ def _check_captured(name: str,  # Name of the layer
     if not isinstance(box[0], Tensor) or not box[0].is_floating_point():
         raise LayerError(f"layer {name!r} returned {type(box[0]).__name__}; pass a layer that returns one floating-point tensor")
 
-# %% ../nbs/00_core.ipynb #e84b95c8
+# %% ../nbs/00_core.ipynb #6caf1722
+def progress(iterable: Iterable,  # What to go through
+             label: str | None = None,  # Shown before the bar; None for no bar
+             total: int | None = None,  # Number of items, if `iterable` has no length
+            ) -> Iterable:  # The same items
+    "A progress bar; `TQDM_DISABLE=1` silences it in notebooks too, where tqdm itself does not read it."
+    if label is None: return iterable
+    return tqdm(iterable, desc=label, total=total, leave=False, disable=os.environ.get("TQDM_DISABLE", "") not in ("", "0"))
+
+# %% ../nbs/00_core.ipynb #945d19b4
 def in_chunks(fn: Callable,  # Function of (x, *args) that treats examples independently
               x: Tensor,  # (B ...)
               batch_size: int | None = None,  # Examples per call; None: all at once
               *args: Any,  # Passed on; tensors with B rows are cut alike
-              progress: str | None = None,  # Label of a progress bar, None for no bar
+              label: str | None = None,  # Label of a progress bar, None for no bar
              ) -> Any:  # Tensor, tuple or dict of tensors, as `fn` returns, concatenated over examples
     "Apply `fn` to slices of a batch and put the results together."
     if batch_size is not None and batch_size < 1: raise ValueError(f"batch_size is {batch_size}, expected a positive number or None")
@@ -288,7 +297,7 @@ def in_chunks(fn: Callable,  # Function of (x, *args) that treats examples indep
     size = min(batch_size or n, n) or 1
     cut = lambda a, i: a[i:i + size] if isinstance(a, Tensor) and a.ndim and len(a) == n else a
     starts = range(0, max(n, 1), size)
-    return _join([fn(cut(x, i), *(cut(a, i) for a in args)) for i in (tqdm(starts, desc=progress) if progress else starts)])
+    return _join([fn(cut(x, i), *(cut(a, i) for a in args)) for i in progress(starts, label)])
 
 def _join(parts: list,  # What the calls returned
          ) -> Any:  # The same kind of thing for the whole batch

@@ -6,7 +6,7 @@
 __all__ = ['SEGMENTS', 'LIT', 'Images', 'rectangle_boxes', 'draw_boxes', 'area_target', 'rectangles', 'digits', 'ink_digits',
            'Photographs', 'photographs', 'photograph_patches', 'glyphs', 'cifar10', 'image_folder']
 
-# %% ../nbs/01_data.ipynb #834472f9
+# %% ../nbs/01_data.ipynb #ed2588fb
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import DataNotFound, check_finite
+from .core import DataNotFound
 
 # %% ../nbs/01_data.ipynb #e75c5e06
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Images:
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
         for part in order.split(batch_size): yield self[part.to(self.x.device)]
 
-# %% ../nbs/01_data.ipynb #024d93a3
+# %% ../nbs/01_data.ipynb #0554e9f8
 def rectangle_boxes(n: int,  # How many
                     size: int = 32,  # Side of the frame, pixels
                     seed: int = 0,  # Of the positions and shapes
@@ -78,7 +78,7 @@ def rectangle_boxes(n: int,  # How many
                     sampling: str = "area",  # "area": uniform area, log-uniform aspect in [1/2, 2]; "sides": independent sides
                    ) -> Tensor:  # (N 4) int64: top, left, height, width, all inside the frame
     "Random boxes with sides from 9 % to 88 % of the frame."
-    if size < 8: raise ValueError(f"size is {size}, expected at least 8 pixels")
+    if n < 2 or size < 8: raise ValueError(f"n={n}, size={size}: expected at least 2 pictures of at least 8 pixels")
     if sampling not in ("area", "sides"): raise ValueError(f"sampling is {sampling!r}, expected 'area' or 'sides'")
     g = torch.Generator().manual_seed(seed)
     u, v, s, t = torch.rand(4, n, generator=g, dtype=torch.float64)
@@ -121,11 +121,12 @@ def rectangles(n: int,  # How many
     area = (box[:, 2] * box[:, 3]).double()
     return Images(mask[:, None].float().expand(-1, channels, -1, -1).contiguous(), area_target(area).float(), mask)
 
-# %% ../nbs/01_data.ipynb #4316e86e
+# %% ../nbs/01_data.ipynb #24eb08f4
 def digits(size: int = 8,  # Side, pixels: 8 as scanned, more by bilinear resizing
           ) -> Images:  # 1797 pictures (1797 1 size size), classes 0 to 9
     "scikit-learn's scans of handwritten digits."
     from sklearn.datasets import load_digits
+    if size < 8: raise ValueError(f"size is {size}, expected at least the 8 pixels of the scans")
     raw = load_digits()
     x = torch.from_numpy(raw.images / 16).float()[:, None]
     if size != 8: x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
@@ -201,7 +202,7 @@ def _pose(n: int,  # How many
     centre = size / 2 + (2 * torch.rand(n, 2, generator=g) - 1) * room
     return torch.einsum("nij,sej->nsei", turn, SEGMENTS) * half[:, None, None, None] + centre[:, None, None]
 
-# %% ../nbs/01_data.ipynb #9d3975af
+# %% ../nbs/01_data.ipynb #f01cccdf
 def glyphs(n: int,  # How many
            size: int = 32,  # Side, pixels
            seed: int = 0,  # Of everything
@@ -211,7 +212,7 @@ def glyphs(n: int,  # How many
            noise: float = 0.08,  # Standard deviation of the pixel noise, grey values
           ) -> Images:  # Digits 0 to 9 with the mask of the digit
     "Seven-segment digits with random pose, colour, clutter and noise."
-    if size < 12: raise ValueError(f"size is {size}, expected at least 12 pixels")
+    if n < 1 or size < 12: raise ValueError(f"n={n}, size={size}: expected at least one picture of at least 12 pixels")
     if channels not in (1, 3): raise ValueError(f"channels is {channels}, expected 1 or 3")
     g = torch.Generator().manual_seed(seed)
     y = torch.randint(10, (n,), generator=g)

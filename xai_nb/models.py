@@ -7,23 +7,21 @@ __all__ = ['FUNCTIONAL', 'CLAMPS', 'affine_net', 'relu_unit', 'gap_linear_net', 
            'small_resnet', 'MixerBlock', 'SmallMixer', 'small_mixer', 'History', 'predict', 'accuracy', 'r2_mae', 'fit',
            'flip', 'fill_batchnorm', 'load_weights', 'torchvision_model', 'Swapped', 'Activation', 'swap_activations']
 
-# %% ../nbs/02_models.ipynb #892bbe27
-import copy, time
+# %% ../nbs/02_models.ipynb #1816a5ae
+import copy, difflib, time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-
-import difflib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from tqdm.auto import tqdm
 
-from .core import DataNotFound, NonFiniteError, best_device, eval_mode, in_chunks, unwrap_output
+from .core import DataNotFound, NonFiniteError, best_device, eval_mode, in_chunks, progress, unwrap_output
 from .data import Images
 
 # %% ../nbs/02_models.ipynb #6c1181f7
@@ -182,7 +180,7 @@ def small_mixer(in_channels: int = 3,  # Channels of the picture
     "A small MLP-Mixer."
     return SmallMixer(in_channels, n_classes, image_size, patch, dim, depth)
 
-# %% ../nbs/02_models.ipynb #2b355b43
+# %% ../nbs/02_models.ipynb #11f19386
 @dataclass(frozen=True)
 class History:
     "What happened in training, one entry per epoch."
@@ -191,7 +189,7 @@ class History:
     seconds: float  # Wall-clock time of the whole training
     stopped: bool  # True when `stop_at` or a callback ended it early
 
-    def frame(self) -> "pandas.DataFrame":  # One row per epoch
+    def frame(self) -> Any:  # A pandas DataFrame, one row per epoch
         "The history as a table."
         import pandas as pd
         columns = {"loss": self.loss, **({"score": self.score} if self.score else {})}
@@ -241,7 +239,7 @@ def _train_epoch(model: nn.Module,  # In train mode
     for batch in batches: total, n = total + step(batch) * len(batch), n + len(batch)
     return total / n
 
-# %% ../nbs/02_models.ipynb #edad2cb4
+# %% ../nbs/02_models.ipynb #2aab7109
 def fit(model: nn.Module,  # Trained in place
         data: Images,  # Training pictures
         *,
@@ -260,6 +258,7 @@ def fit(model: nn.Module,  # Trained in place
         device: str | torch.device | None = None,  # None: see `best_device`
        ) -> History:  # Loss and score per epoch
     "Train with AdamW and the one-cycle schedule."
+    if epochs < 1: raise ValueError(f"epochs is {epochs}, expected 1 or more")
     if stop_at is not None and validation is None: raise ValueError("stop_at needs validation pictures")
     device, start = best_device(device), time.perf_counter()
     model, data = model.to(device), data.to(device)
@@ -272,7 +271,7 @@ def fit(model: nn.Module,  # Trained in place
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
         try:
-            for epoch in tqdm(range(epochs), desc="epochs", leave=False):
+            for epoch in progress(range(epochs), "epochs"):
                 model.train()
                 losses.append(_train_epoch(model, data.batches(batch_size, g), step))
                 if validation is not None: scores.append(score(model, validation))

@@ -1,0 +1,329 @@
+"What pytest checks of the checkout besides running its pages: each test is one rule of the house, and says which."
+import ast
+import importlib
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import is_dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from execnb.nbio import loads, nb2str
+from fastcore.docments import docments
+from nbdev.clean import clean_nb
+from nbdev.process import NBProcessor
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from conftest import NBS, ROOT, SETTINGS
+
+SETTINGS = SETTINGS["DEFAULT"]
+LIB = ROOT / SETTINGS["lib_path"]
+PAGES = sorted(path for path in NBS.glob("*.ipynb") if path.name[0] not in "_.")
+TOPICS = [page for page in PAGES if re.match(r"[1-8]\d_", page.name)]
+MODULES = sorted(path.stem for path in LIB.glob("*.py") if path.name[0] != "_")
+HEADS = ["What it claims", "Smallest example by hand", "The method", "It obeys its laws", "The figure you came for",
+         "Against the alternatives", "Where it fails", "At paper scale"]
+BUILDS_ON = {"bilevel": {"hypergrad"}}  # the one topic that stands on another
+
+
+def git_status():
+    "What git would commit; None where this is no git checkout."
+    git = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True) if shutil.which("git") else None
+    return git.stdout if git and git.returncode == 0 else None
+
+
+STATUS_BEFORE = git_status()  # at collection, before any page has run
+
+
+def each(paths):
+    "Run a test once for each page or module, named after it."
+    return pytest.mark.parametrize("path", paths, ids=[path.stem for path in paths])
+
+
+def python(*command, folder=ROOT, blank=("IN_TEST",)):
+    "Run Python on the package of this checkout; its output, or a failure that shows what went wrong."
+    env = {key: value for key, value in os.environ.items() if key not in blank} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def copy(tmp_path):
+    "The pages and the settings in a folder of their own, where files may be written."
+    shutil.copytree(NBS, tmp_path / NBS.name, ignore=shutil.ignore_patterns("__pycache__", ".*", "_*"))
+    shutil.copy(NBS / "_quarto.yml", tmp_path / NBS.name)
+    for name in ["settings.ini", "_quarto.yml"]:
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def cells(path, kind="code"):
+    "Cells of a page with their number (from 1) and their flags."
+    return [(n, cell) for n, cell in enumerate(NBProcessor(path, rm_directives=False).nb.cells, 1) if cell.cell_type == kind]
+
+
+def outputs(path):
+    "Committed outputs of a page with the number of their cell."
+    return [(n, out) for n, cell in cells(path) for out in cell.outputs]
+
+
+def is_exported(cell):
+    return any(flag.startswith("export") for flag in cell.directives_ or {})
+
+
+def tree(cell):
+    "The parsed code of a cell, without magics."
+    return ast.parse(re.sub(r"^\s*[%!].*$", "", cell.source, flags=re.M))
+
+
+# --- the package is what the pages export ---
+
+
+def test_export_is_in_sync(copy):
+    "xai_nb/ is what `nbdev_export` makes of the pages."
+    (copy / LIB.name).mkdir()
+    shutil.copy(LIB / "__init__.py", copy / LIB.name)
+    python("-c", "from nbdev.doclinks import nbdev_export; nbdev_export()", folder=copy)
+    made = {path.name: path.read_text(encoding="utf-8") for path in (copy / LIB.name).glob("*.py")}
+    here = {path.name: path.read_text(encoding="utf-8") for path in LIB.glob("*.py")}
+    stale = [name for name in sorted(made | here) if made.get(name) != here.get(name)]
+    assert not stale, f"run nbdev_export; out of step or without a page: {stale}"
+
+
+IMPORT_ALONE = """
+import importlib, sys
+modules, blocked = (set(text.split()) for text in sys.argv[1:])
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked: raise ModuleNotFoundError(f"{name} is not a runtime requirement", name=name)
+sys.meta_path.insert(0, Block())
+for module in sorted(modules):
+    for name in [name for name in sys.modules if name.split(".")[0] == "xai_nb"]: del sys.modules[name]
+    importlib.import_module("xai_nb." + module)
+"""
+
+
+def test_modules_import_with_the_runtime_requirements_alone():
+    "Each module imports by itself without any development package and without ipywidgets."
+    dev = [Requirement(text).name for text in SETTINGS["dev_requirements"].split()]
+    python("-c", IMPORT_ALONE, " ".join(MODULES), " ".join([*dev, "ipywidgets", "IPython"]))
+
+
+def imports(path):
+    "Dotted names that a module imports; of its own package, `.name`."
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * min(node.level, 1) + (node.module or "")
+            yield from [base] if node.module else ("." + alias.name for alias in node.names)
+
+
+@each([LIB / f"{name}.py" for name in MODULES])
+def test_module(path):
+    "No fastcore, no topic inside a topic, no name that pytest would collect, no function over 25 lines."
+    topics = {page.stem[3:] for page in TOPICS}
+    used = {name.replace("xai_nb.", ".").split(".")[1] if name[0] == "." or name.startswith("xai_nb.") else name for name in imports(path)}
+    foreign = (used & topics) - {path.stem} - BUILDS_ON.get(path.stem, set()) if path.stem in topics else set()
+    assert not foreign, f"topic {path.stem} imports topics {foreign}"
+    assert not any(name.split(".")[0] == "fastcore" for name in used), "exported code imports fastcore"
+    functions = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    assert not [f.name for f in functions if f.name.startswith("test_")]
+    long = {f.name: lines for f in functions if (lines := body_lines(f)) > 25}
+    assert not long, f"functions over 25 lines: {long}"
+
+
+def body_lines(function):
+    "Lines of a function from the first statement after its docstring."
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return function.end_lineno - body[0].lineno + 1 if body else 0
+
+
+@each([LIB / f"{name}.py" for name in MODULES])
+def test_every_parameter_is_documented(path):
+    "Each parameter, return and field of a public symbol has an annotation and a comment."
+    symbols = importlib.import_module("xai_nb._modidx").d["syms"].get(f"xai_nb.{path.stem}", {})
+    module = importlib.import_module(f"xai_nb.{path.stem}")
+    names = [symbol.split(".", 2)[2] for symbol in symbols]
+    missing = [gap for name in names if is_public(name) for gap in gaps(module, name)]
+    assert not missing, "\n".join(missing)
+
+
+def is_public(name):
+    "`fit`, `Timing`, `Timing.__init__`; not `_seconds`, `_Private.method` or another dunder."
+    return all(part[0] != "_" or part == "__init__" for part in name.split("."))
+
+
+def gaps(module, name):
+    "What is missing in the documentation of one symbol."
+    thing = module
+    for part in name.split("."):
+        thing = inspect.getattr_static(thing, part)
+    if isinstance(thing, (staticmethod, classmethod)):
+        thing = thing.__func__
+    if inspect.isclass(thing) and not is_dataclass(thing) or not callable(thing):
+        return []  # what a plain class takes stands at its __init__, a symbol of its own
+    signature = inspect.signature(thing)
+    annotations = {name: p.annotation for name, p in signature.parameters.items()} | {"return": signature.return_annotation}
+    comments = docments(thing, args_kwargs=True)
+    no_return = inspect.isclass(thing) or name.endswith("__init__")
+    for parameter in annotations.keys() - {"self", "cls", "return" if no_return else ""}:
+        if annotations[parameter] is inspect.Signature.empty:
+            yield f"{name}: {parameter} has no annotation"
+        if not comments.get(parameter) and annotations[parameter] is not None:
+            yield f"{name}: {parameter} has no comment"
+
+
+# --- the pages are clean, small and laid out alike ---
+
+
+@each(PAGES)
+def test_page_is_clean(path):
+    "As `nbdev_clean` leaves it: no execution counts, no metadata, no addresses."
+    text = path.read_text(encoding="utf-8")
+    nb = loads(text)
+    clean_nb(nb, clean_ids=True)
+    assert nb2str(nb) == text, "run nbdev_clean"
+    assert not [n for kind in ("code", "markdown", "raw") for n, cell in cells(path, kind) if cell.metadata], "cell metadata"
+    assert set(nb["metadata"]) == {"kernelspec"}, "notebook metadata (widget state?)"
+
+
+PATHS = re.compile(r"(?<![\w.:/~-])/(home|root|Users|tmp|work|var|private|opt|mnt|usr)/|\b[A-Z]:\\\\?[A-Za-z]")
+
+
+def text_of(out):
+    "The text of an output, of all its kinds but pictures."
+    texts = [value for kind, value in out.get("data", {}).items() if not kind.startswith("image/")]
+    return json.dumps(texts) if texts else "".join(out.get("text", ""))
+
+
+@each(PAGES)
+def test_outputs_are_fit_to_publish(path):
+    "No error, no stderr, no widget, no path of somebody's machine, figures up to 300 kB, the page up to 1 MB."
+    bad = [f"cell {n}: {fault}" for n, out in outputs(path) for fault in faults(out)]
+    bad += [f"cell {n}: a path of one machine" for n, cell in cells(path) + cells(path, "markdown") if PATHS.search(cell.source)]
+    assert not bad, "\n".join(bad)
+    assert path.stat().st_size <= 1_000_000, f"{path.stat().st_size / 1e6:.1f} MB"
+
+
+def faults(out):
+    "What must not be in a committed output."
+    if out.output_type == "error" or out.get("name") == "stderr":
+        yield out.get("ename", "stderr output")
+    if any("widget" in kind for kind in out.get("data", {})):
+        yield "a widget"
+    if PATHS.search(text_of(out)):
+        yield "a path of one machine"
+    for kind, value in out.get("data", {}).items():
+        size = len("".join(value)) * (0.75 if not kind.endswith("svg+xml") else 1)
+        if kind.startswith("image/") and size > 300_000:
+            yield f"a figure of {size / 1000:.0f} kB"
+
+
+@each(PAGES)
+def test_cells(path):
+    "An import stands in a cell of imports alone (the docs build runs such cells); at most 15 lines where nothing is exported."
+    for n, cell in cells(path):
+        nodes = tree(cell)
+        found = nodes.body if is_exported(cell) else list(ast.walk(nodes))
+        mixed = any(map(is_import, found)) and not all(is_import(node) or is_docstring(node) for node in nodes.body)
+        assert not mixed, f"cell {n} has an import and other code\n{cell.source}"
+        lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#|")]
+        assert is_exported(cell) or len(lines) <= 15, f"cell {n} has {len(lines)} lines"
+
+
+def is_import(node):
+    return isinstance(node, (ast.Import, ast.ImportFrom))
+
+
+def is_docstring(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+@each(PAGES)
+def test_page_head(path):
+    "A title and a one-line subtitle first."
+    first = loads(path.read_text(encoding="utf-8"))["cells"][0]
+    assert first["cell_type"] == "markdown"
+    assert re.match(r"# \S.*\n+> \S", "".join(first["source"])), "expected '# Title' and '> one-line subtitle'"
+
+
+@each(TOPICS)
+def test_topic_page(path):
+    "The eight heads in order, and exactly one `scale(` cell, which is volatile."
+    heads = [line[3:].strip() for _, cell in cells(path, "markdown") for line in cell.source.splitlines() if line.startswith("## ")]
+    assert heads == HEADS
+    scaled = [cell for _, cell in cells(path) if calls(cell, "scale")]
+    assert len(scaled) == 1, f"{len(scaled)} cells call scale()"
+    assert "volatile" in scaled[0].directives_, "the run card differs between machines: flag its cell `#| volatile`"
+
+
+def calls(cell, name):
+    return any(isinstance(node, ast.Call) and getattr(node.func, "id", "") == name for node in ast.walk(tree(cell)))
+
+
+# --- the site, the README, the requirements ---
+
+PROCESS = """
+import warnings
+from nbdev.serve import proc_nbs
+warnings.simplefilter("error", UserWarning)
+if __name__ == "__main__": proc_nbs(n_workers=0)
+"""
+
+
+def test_docs_process(copy):
+    "nbdev turns every page into its page of the site, without a warning."
+    (copy / "process.py").write_text(PROCESS, encoding="utf-8")
+    said = python("process.py", folder=copy)
+    assert "imports and other code" not in said, said
+    assert {page.name for page in PAGES} <= {page.name for page in (copy / "_proc").glob("*.ipynb")}
+
+
+def test_site_configuration():
+    "nbs/_quarto.yml only includes the top-level file, whose sidebar names every page once."
+    stub = yaml.safe_load((NBS / "_quarto.yml").read_text(encoding="utf-8"))
+    assert stub == {"project": {"type": "website"}, "metadata-files": ["../_quarto.yml", "nbdev.yml"]}
+    site = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+    listed = [name for part in site["website"]["sidebar"]["contents"] for name in part["contents"]]
+    assert sorted(listed) == sorted(page.name for page in PAGES)
+
+
+def test_readme_is_index():
+    "README.md is what `xai_nb readme` makes of nbs/index.ipynb."
+    from xai_nb.cli import readme
+
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == readme(ROOT), "run xai_nb readme"
+
+
+def test_index_links_and_pictures():
+    "The landing page is also the README: absolute links only, no picture outputs."
+    page = NBS / "index.ipynb"
+    links = [link for _, cell in cells(page, "markdown") for link in re.findall(r"\]\(([^)]*)\)", cell.source)]
+    assert not [link for link in links if not link.startswith("https://")]
+    assert not [n for n, out in outputs(page) for kind in out.get("data", {}) if kind.startswith("image/")]
+
+
+def test_constraints_pin_every_requirement():
+    "constraints.txt has one public version for each requirement, one that the requirement accepts."
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()]
+    pins = {canonicalize_name((pin := Requirement(line)).name): pin.specifier for line in lines if line}
+    for text in f"{SETTINGS['requirements']} {SETTINGS['dev_requirements']}".split():
+        need = Requirement(text)
+        version = str(pins.get(canonicalize_name(need.name), "no pin"))
+        assert re.fullmatch(r"==[\w.]+", version), f"{need.name}: {version}"
+        assert need.specifier.contains(version[2:]), f"{need} is not met by {version}"
+
+
+def test_nothing_is_left_behind():
+    "Last: the tests changed no file and left none."
+    if STATUS_BEFORE is None:
+        pytest.skip("not a git checkout")
+    assert git_status() == STATUS_BEFORE
