@@ -496,7 +496,7 @@ def example_gradients(model: nn.Module,  # Model to explain
     tile = _tile(model, cov, frozenset(), x, y, loss)
     return {n: tile.parts[n] for n in cov.names}, tile.factor
 
-# %% ../nbs/50_similarity.ipynb #4b94fe42
+# %% ../nbs/50_similarity.ipynb #fee01381
 def plan_ghosts(cov: Coverage,  # Shapes of the weights
                 n_test: int,  # Examples on one side
                 n_train: int,  # Examples on the other
@@ -525,7 +525,7 @@ def plan_tiles(cov: Coverage,  # Shapes of the weights
               ) -> TilePlan:  # Raises ValueError if one example does not fit
     "Fit a resident tile of test gradients and a streamed batch of training gradients into the budget."
     kept = sum((cov.shape[n][0] * (cov.shape[n][1] + cov.shape[n][2]) * cov.shape[n][3]) if n in ghost else cov.size[n] for n in cov.names)
-    work = max([g * t * (p + q) + g * p * q for g, q, p, t in cov.shape.values()], default=0)
+    work = max([g * t * (p + q) + (0 if n in ghost else g * p * q) for n, (g, q, p, t) in cov.shape.items()], default=0)
     row, once = kept * itemsize, (3 * cov.activation + 2 * work + kept) * itemsize
     if row + once > memory: raise ValueError(f"memory={memory} bytes is too small: one example needs {row + once}; raise memory or narrow parameters")
     batch = max(1, min(batch_size, max(n_test, n_train), memory // (4 * once)))
@@ -1515,7 +1515,7 @@ class GradientIndex:
         exact = torch.stack(_gather(exact.to(self.device))).amax(0)
         return torch.cat([torch.where(torch.isfinite(exact), exact, -sign * math.inf)[..., None], table[..., 1:]], -1)
 
-# %% ../nbs/50_similarity.ipynb #94a16775
+# %% ../nbs/50_similarity.ipynb #8367384f
 def random_sample(items: list,  # Anything
                   n: int,  # How many
                   seed: int = 0,  # Which ones
@@ -1530,8 +1530,8 @@ def _best(table: Tensor,  # (B n 4): score, id, label, prediction
           sign: float,  # -1: smallest scores first
          ) -> Tensor:  # (B k 4), best first, ties by position
     "Sort by score; equal scores by position, so that the answer does not depend on the number of ranks."
-    table = table.gather(1, table[..., 1].argsort(1)[..., None].expand_as(table))
-    order = (sign * table[..., 0]).argsort(1, descending=True, stable=True)
+    table = table.gather(1, table[..., 1].argsort(dim=1)[..., None].expand_as(table))
+    order = (sign * table[..., 0]).argsort(dim=1, descending=True, stable=True)
     return table.gather(1, order[..., None].expand_as(table))[:, :k]
 
 class _Reader:
