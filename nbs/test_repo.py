@@ -174,7 +174,9 @@ def gaps(module, name):
     annotations = {name: p.annotation for name, p in signature.parameters.items()} | {"return": signature.return_annotation}
     comments = docments(thing, args_kwargs=True)
     no_return = inspect.isclass(thing) or name.endswith("__init__")
-    for parameter in annotations.keys() - {"self", "cls", "return" if no_return else ""}:
+    for parameter in annotations:
+        if parameter in ("self", "cls") or parameter == "return" and no_return:
+            continue
         if annotations[parameter] is inspect.Signature.empty:
             yield f"{name}: {parameter} has no annotation"
         if not comments.get(parameter) and annotations[parameter] is not None:
@@ -303,11 +305,12 @@ def test_readme_is_index():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == readme(ROOT), "run xai_nb readme"
 
 
-def test_index_links_and_pictures():
-    "The landing page is also the README: absolute links only, no picture outputs."
+def test_index():
+    "The landing page is also the README: absolute links only, no picture outputs. Its table leads to every topic."
     page = NBS / "index.ipynb"
     links = [link for _, cell in cells(page, "markdown") for link in re.findall(r"\]\(([^)]*)\)", cell.source)]
     assert not [link for link in links if not link.startswith("https://")]
+    assert not [page.stem for page in TOPICS if f"{SETTINGS['doc_host']}{SETTINGS['doc_baseurl']}/{page.stem[3:]}.html" not in links]
     assert not [n for n, out in outputs(page) for kind in out.get("data", {}) if kind.startswith("image/")]
 
 
