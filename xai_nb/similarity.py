@@ -408,7 +408,7 @@ def coverage(model: nn.Module,  # Model to explain; parameters with requires_gra
     return Coverage(how, {n: p.numel() for n, p in names.items()}, shape, max((error[n] for n in names if n not in bad), default=0.0),
                     sum(u.a.numel() + u.d.numel() for u in uses) // len(x), len(x))
 
-# %% ../nbs/50_similarity.ipynb #c9f5415d
+# %% ../nbs/50_similarity.ipynb #f67bc7b9
 def _chosen(model: nn.Module,  # Model to explain
             parameters: str,  # Shell pattern
            ) -> dict[str, nn.Parameter]:  # Name -> parameter that requires a gradient, each once
@@ -424,7 +424,7 @@ def _tapped(model: nn.Module,  # Model to explain
     ids = {id(p) for p in names.values()}
     for path, m in model.named_modules():
         if isinstance(m, _BATCH_NORMS) and m.running_mean is None:
-            raise LayerError(f"{path} uses the statistics of its batch, so no example has a gradient of its own; build it with track_running_stats=True")
+            raise LayerError(f"layer {path!r} uses the statistics of its batch, so no example has a gradient of its own; build it with track_running_stats=True")
     return [m for m in model.modules() if type(m) in _PARTS and any(id(p) in ids for p in m._parameters.values())]
 
 def _relative_errors(found: dict[str, Any],  # Tapped gradients
