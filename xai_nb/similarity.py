@@ -619,7 +619,7 @@ def _safe(x: Tensor,  # Non-negative
     "Divisor for which 0 / 0 is 0."
     return torch.where(x > 0, x, math.inf)
 
-# %% ../nbs/50_similarity.ipynb #d840d3b8
+# %% ../nbs/50_similarity.ipynb #69aacd26
 def gradient_gram(model: nn.Module,  # Model to explain, its parameters with requires_grad=True
                   test: Examples,  # Queries: (x, y) tensors or a Dataset; y is the label to explain, usually the predicted one
                   train: Examples,  # Training examples with their own labels
@@ -636,15 +636,13 @@ def gradient_gram(model: nn.Module,  # Model to explain, its parameters with req
     "Inner products of all pairs of gradients, streamed: never more than a tile of gradients in memory."
     device = torch.device(device) if device else next(model.parameters()).device
     n, m = _size(test), _size(train)
-    if min(n, m) == 0: raise ValueError(f"{n} test and {m} training examples; both must be positive")
+    if not n * m: raise ValueError(f"{n} test and {m} training examples; both must be positive")
     cov = coverage(model, *_take(train, range(min(2, m)), device), loss, parameters, on_missing)
-    ghost = plan_ghosts(cov, n, m)
-    plan = plan_tiles(cov, ghost, n, m, memory, batch_size, next(model.parameters()).element_size())
-    out = _Sums(n, m, layer_mean, cov)
+    plan = plan_tiles(cov, ghost := plan_ghosts(cov, n, m), n, m, memory, batch_size, next(model.parameters()).element_size())
+    out, room = _Sums(n, m, layer_mean, cov), {}
     tile = lambda x, y, room=None: _tile(model, cov, ghost, x, y, loss, out.group, room)
     for lo in range(0, n, plan.test_rows):
         rows = _resident_tile(tile, test, lo, min(n, lo + plan.test_rows), plan.batch, device)
-        room = {}
         for j, x, y in _batches(train, 0, m, plan.batch, device, progress): out.add(lo, rows, j, tile(x, y, room))
     return out.finish()
 
