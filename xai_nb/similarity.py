@@ -8,7 +8,7 @@ __all__ = ['Loss', 'Examples', 'METRICS', 'loss_terms', 'Outer', 'ghost_inner', 
            'gradient_cosine', 'last_layer_cosine', 'similarity', 'activation_features', 'last_layer_gradients',
            'curvature', 'whiten', 'relevance', 'Rate', 'wilson_interval', 'class_test', 'merge_classes', 'randomised',
            'rank_correlation', 'instance_test', 'similarity_report', 'Sketch', 'model_digest', 'Neighbours',
-           'scan_topk', 'GradientIndex', 'random_sample']
+           'scan_topk', 'GradientIndex']
 
 # %% ../nbs/50_similarity.ipynb #8f1ecfbd
 import fnmatch, hashlib, json, math, os, time, warnings, zlib
@@ -946,13 +946,13 @@ def wilson_interval(successes: float,  # Number of successes
     centre, half = (p + s / 2) / (1 + s), z / (1 + s) * math.sqrt(p * (1 - p) / n + s / (4 * n))
     return max(0.0, centre - half), min(1.0, centre + half)
 
-# %% ../nbs/50_similarity.ipynb #2f0f99fc
+# %% ../nbs/50_similarity.ipynb #ab99c643
 def class_test(scores: Tensor,  # (B_test B_train), larger is more relevant
                test_labels: Tensor,  # (B_test,), predicted classes; original classes for the subclass test
                train_labels: Tensor,  # (B_train,), in the same coding
                k: int = 1,  # All of the first k must carry the query's label
                keep: Tensor | None = None,  # (B_test,) bool, the queries that count (subclass test: superclass predicted right)
-              ) -> Rate:
+              ) -> Rate:  # Success of each query, rate in [0, 1] with its interval, distinct first examples
     "Identical class test: do the k most relevant training examples belong to the query's class?"
     if scores.shape != (len(test_labels), len(train_labels)): raise ValueError(f"scores {tuple(scores.shape)} for {len(test_labels)} queries and {len(train_labels)} training examples")
     top = scores.topk(k, dim=1).indices
@@ -998,13 +998,13 @@ def rank_correlation(a: Tensor,  # (B_test B_train)
         out.append(float(u @ v) / norm if norm > 0 else 0.0)
     return torch.tensor(out)
 
-# %% ../nbs/50_similarity.ipynb #e6d79fea
+# %% ../nbs/50_similarity.ipynb #e51de9b4
 def instance_test(model: nn.Module,  # Classifier
                   train: Examples,  # Training examples
                   metric: str = "GC",  # Name out of `METRICS`
                   n: int = 100,  # Number of queries, the first correctly predicted ones
                   **options: Any,  # Passed to `relevance`
-                 ) -> Rate:
+                 ) -> Rate:  # Success of each query, rate in [0, 1] with its interval
     "Identical instance test: is a training example its own most relevant one? Ties count as success."
     device = next(model.parameters()).device
     x, y = _take(train, range(_size(train)), device)
@@ -1361,7 +1361,7 @@ class _Shard:
             at += int(count)
         if at < len(rows): raise ValueError("crc.u32 is torn: build the index again")
 
-# %% ../nbs/50_similarity.ipynb #775cc7de
+# %% ../nbs/50_similarity.ipynb #987dba79
 class GradientIndex:
     "Sketched, normalised gradients of a training set on disk, searched by an exact scan and reranked by exact gradient cosine."
 
@@ -1470,7 +1470,7 @@ class GradientIndex:
         self.shard.check()
         rows, worst = self.shard.array("rows.f16"), 0.0
         steps = [(here + i, start + i) for here, start, count in self._steps() for i in range(count) if here + i < len(rows)]
-        for here, at in random_sample(steps, n, seed):
+        for here, at in _sample(steps, n, seed):
             x, y = self._fetch([at])
             worst = max(worst, float((self._sketched(x, y)[0][0].cpu() - torch.from_numpy(rows[here].astype(np.float32))).abs().max()))
         if worst > 5e-3: raise ValueError(f"a recomputed row differs by {worst:.1e}: the data, their order or the numerics changed")
@@ -1538,8 +1538,8 @@ class GradientIndex:
         exact = torch.stack(_gather(exact.to(self.device))).amax(0)
         return torch.cat([torch.where(torch.isfinite(exact), exact, -sign * math.inf)[..., None], table[..., 1:]], -1)
 
-# %% ../nbs/50_similarity.ipynb #8367384f
-def random_sample(items: list,  # Anything
+# %% ../nbs/50_similarity.ipynb #7504541a
+def _sample(items: list,  # Anything
                   n: int,  # How many
                   seed: int = 0,  # Which ones
                  ) -> list:  # At most n of them, in order
