@@ -29,9 +29,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset, default_collate
-from tqdm.auto import tqdm
 
-from .core import LayerError, check_finite, eval_mode, hash_key, splitmix64, unwrap_output
+from .core import LayerError, check_finite, eval_mode, hash_key, progress, splitmix64, unwrap_output
 
 # %% ../nbs/50_similarity.ipynb #56331db7
 Loss = str | Callable[[Tensor, Tensor], Tensor]
@@ -588,7 +587,7 @@ def _batches(data: Examples,  # Pair of tensors, `Images`, or a Dataset
             ) -> Iterator[tuple[int, Tensor, Tensor]]:  # Position of the first example, inputs, labels
     "Consecutive batches."
     starts = range(start, stop, size)
-    for i in tqdm(starts, desc=label) if label else starts: yield (i, *_take(data, range(i, min(i + size, stop)), device))
+    for i in progress(starts, label): yield (i, *_take(data, range(i, min(i + size, stop)), device))
 
 # %% ../nbs/50_similarity.ipynb #eff07791
 @dataclass(frozen=True)
@@ -1436,17 +1435,17 @@ class GradientIndex:
         return out
 
     def build(self,
-              progress: bool = False,  # Say bytes and expected time after the first batch, and show a bar
+              verbose: bool = False,  # Say bytes and expected time after the first batch, and show a bar
              ) -> "GradientIndex":  # Itself
         "Sketch what is not there yet; stop it at any time and call it again."
         h, steps = self.shard.header, self._steps()
         todo = [(number, *step) for number, step in enumerate(steps) if step[0] >= h["done"]]
-        for number, _, start, count in tqdm(todo, desc="index", disable=not progress):
+        for number, _, start, count in progress(todo, "index" if verbose else None):
             began = time.perf_counter()
             x, y = self._fetch(list(range(start, start + count)))
             rows, output = self._sketched(x, y)
             self.shard.append(number, rows.half(), y, _classes(output))
-            if progress and number == todo[0][0]:
+            if verbose and number == todo[0][0]:
                 total = sum(c for *_, c in todo)
                 print(f"{total} rows of {h['width']} float16: {total * h['width'] * 2 / 1e6:.1f} MB, about {(time.perf_counter() - began) * len(todo):.0f} s")
         if _world()[1] > 1: dist.barrier()
@@ -1454,13 +1453,13 @@ class GradientIndex:
 
     def add(self,
             data: Examples,  # More training examples
-            progress: bool = False,  # See `build`
+            verbose: bool = False,  # See `build`
            ) -> "GradientIndex":  # Itself, with the new examples at the end
         "Append examples; they get the next positions."
         self.build()
         self.data.append(data)
         self.shard.header["sizes"] = [*self.shard.header["sizes"], _size(data)]
-        return self.build(progress)
+        return self.build(verbose)
 
     def verify(self,
                n: int = 16,  # Rows to compute again

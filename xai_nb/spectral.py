@@ -23,10 +23,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .attribution import grad_cam, gradient, smoothgrad
-from .core import check_finite, eval_mode, in_chunks, unwrap_output
+from .core import check_finite, eval_mode, in_chunks, progress, unwrap_output
 from .models import fill_batchnorm, predict, swap_activations
 from .viz import Picture, explore as _explore
 
@@ -569,7 +568,7 @@ def train_matched(model: nn.Module,  # Classifier; its weights are changed in pl
     optimiser = torch.optim.Adam(model.parameters(), lr=lr)
     decay = torch.optim.lr_scheduler.ExponentialLR(optimiser, 1 - 1e-4)
     flags, scores, losses = [(m, m.training) for m in model.modules()], [], []
-    for _ in tqdm(range(epochs), desc="epochs", leave=False):
+    for _ in progress(range(epochs), "epochs"):
         model.train()
         losses.append(_epoch(model, train, optimiser, penalty, batch_size, generator, device))
         decay.step()
@@ -674,7 +673,7 @@ def trade_off(model: nn.Module,  # The model that was asked
         first, second = draw(seed), draw(seed + 1) if surrogate.halves else None
         point = compare_to_gradient(g, first, second, mode=mode, scaled=surrogate.scaled, seed=seed)
         return point, channel_sum(first if second is None else (first + second) / 2)
-    points, maps = zip(*(evaluate(v) for v in tqdm(grid, desc=surrogate.name, leave=False)))
+    points, maps = zip(*(evaluate(v) for v in progress(grid, surrogate.name)))
     return TradeOff(surrogate, tuple(grid), points, maps, channel_sum(g), x, evaluate)
 
 # %% ../nbs/10_spectral.ipynb #0ea9d0c6

@@ -39,6 +39,7 @@ class Picture(Figure):
                  width: float,  # Inches, at most `WIDTH`
                  height: float,  # Inches
                 ):
+        "An empty figure with constrained layout."
         inches = [round(v * DPI) / DPI for v in (min(width, WIDTH), height)]
         super().__init__(figsize=inches, dpi=DPI, layout="constrained")
 
