@@ -95,7 +95,7 @@ def iou_at_area(maps: Tensor,  # (B H W) or (B 1 H W), larger = more relevant
     hits = (above & inside).sum(1) + share.double() * (tied & inside).sum(1)
     return torch.where((k > 0) & (k < inside.shape[1]), hits / (2 * k - hits), torch.nan)
 
-# %% ../nbs/04_metrics.ipynb #5b05a06b
+# %% ../nbs/04_metrics.ipynb #bc623381
 @dataclass(frozen=True)
 class Curve:
     "A curve per image over the share of pixels kept or removed."

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .core import check_finite
 
-# %% ../nbs/05_viz.ipynb #bca2071f
+# %% ../nbs/05_viz.ipynb #55cf9e0d
 WIDTH = 8.0  # inches; 720 pixels at 90 dpi
 DPI = 90
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
@@ -38,8 +38,13 @@ class Picture(Figure):
     def __init__(self,
                  width: float,  # Inches, at most `WIDTH`
                  height: float,  # Inches
+<<<<<<< HEAD
                 ):
         "An empty figure with constrained layout."
+=======
+                ) -> None:
+        "An empty figure of whole pixels with constrained layout."
+>>>>>>> 1643c85208693f327ed0df11a8dbd23e75c70514
         inches = [round(v * DPI) / DPI for v in (min(width, WIDTH), height)]
         super().__init__(figsize=inches, dpi=DPI, layout="constrained")
 
@@ -55,7 +60,7 @@ class Picture(Figure):
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
-# %% ../nbs/05_viz.ipynb #0aaced3d
+# %% ../nbs/05_viz.ipynb #5af492e6
 def _style() -> AbstractContextManager:  # A context
     "The look of all figures, for the time of one function."
     return matplotlib.rc_context({"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8,
@@ -120,7 +125,7 @@ def show_maps(images: Tensor,  # (B 1 H W) or (B 3 H W); values outside 0 ... 1 
         for ax, name, a, limit in zip(bars, names, arrays, limits): _draw_bar(fig, ax, a, limit, unit if isinstance(unit, str) else unit.get(name, ""))
     return fig
 
-# %% ../nbs/05_viz.ipynb #9a2de282
+# %% ../nbs/05_viz.ipynb #c89a2d45
 def _grid(rows: int,  # Rows of panels
           columns: int,  # Columns of panels
           aspect: float,  # Height over width of a panel
@@ -178,7 +183,7 @@ def overlay_rgb(image: Tensor | np.ndarray,  # (1 H W), (3 H W), (H W) or (H W 3
     colour = matplotlib.colormaps[SIGNED]((strength + 1) / 2)[..., :3]
     return np.round(255 * ((1 - opacity) * grey[..., None] + opacity * colour)).astype(np.uint8)
 
-# %% ../nbs/05_viz.ipynb #4ed667ae
+# %% ../nbs/05_viz.ipynb #59d9d919
 def overlay(image: Tensor | np.ndarray,  # (1 H W), (3 H W), (H W) or (H W 3)
             map: Tensor,  # (h w) or (1 h w), any resolution
             alpha: float = 0.8,  # Opacity at the largest magnitude, 0 ... 1
@@ -200,7 +205,7 @@ def overlay(image: Tensor | np.ndarray,  # (1 H W), (3 H W), (H W) or (H W 3)
         bar.ax.set_yticklabels([f"{-end:.2g}", "0", f"{end:.2g}"]); bar.outline.set_visible(False)
     return fig
 
-# %% ../nbs/05_viz.ipynb #d16a1940
+# %% ../nbs/05_viz.ipynb #ec7390d3
 def curves(lines: Mapping[str, Sequence],  # Name -> (x, y) or (x, y, low, high), each (F,)
            xlabel: str = "",  # With unit
            ylabel: str = "",  # With unit
@@ -235,7 +240,7 @@ def _draw_line(ax: Axes,  # Where
     ax.plot(*parts[:2], color=colour, marker=marker, markersize=4, markevery=max(1, len(parts[0]) // 15), label=name)
     if len(parts) == 4: ax.fill_between(parts[0], *parts[2:], color=colour, alpha=0.18, linewidth=0)
 
-# %% ../nbs/05_viz.ipynb #28f24f15
+# %% ../nbs/05_viz.ipynb #0ff30585
 def bars(values: Mapping[str, Any],  # Name -> number, or (number, low, high)
          xlabel: str = "",  # With unit
          *,
@@ -257,7 +262,7 @@ def bars(values: Mapping[str, Any],  # Name -> number, or (number, low, high)
         if reference: ax.legend(frameon=False, loc="lower right")
     return fig
 
-# %% ../nbs/05_viz.ipynb #72f074e4
+# %% ../nbs/05_viz.ipynb #5a0f3603
 def show_history(history: Any,  # `models.History`, a DataFrame or a mapping name -> one number per epoch
                 ) -> Picture:  # Closed figure, one panel per quantity
     "A training history, one panel per quantity."
