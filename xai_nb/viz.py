@@ -38,13 +38,8 @@ class Picture(Figure):
     def __init__(self,
                  width: float,  # Inches, at most `WIDTH`
                  height: float,  # Inches
-<<<<<<< HEAD
-                ):
-        "An empty figure with constrained layout."
-=======
                 ) -> None:
         "An empty figure of whole pixels with constrained layout."
->>>>>>> 1643c85208693f327ed0df11a8dbd23e75c70514
         inches = [round(v * DPI) / DPI for v in (min(width, WIDTH), height)]
         super().__init__(figsize=inches, dpi=DPI, layout="constrained")
 
