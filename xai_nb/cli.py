@@ -154,13 +154,15 @@ def execute(nb: Any,  # A notebook (nbformat); its outputs are replaced
 def save_page(nb: Any,  # An executed notebook (nbformat)
               path: Path,  # Where to write it
              ) -> None:  # Nothing; the file is as `nbdev_clean` would leave it
-    "Write a notebook without execution counts and metadata."
+    "Write a notebook without execution counts, metadata and widgets, which are dead on a page."
     import nbformat
     from execnb.nbio import loads, nb2str
     from nbdev.clean import clean_nb
     node = loads(nbformat.writes(nb))
     clean_nb(node, clean_ids=True)
-    for cell in node["cells"]: cell["metadata"] = {}
+    for cell in node["cells"]:
+        cell["metadata"] = {}
+        if "outputs" in cell: cell["outputs"] = [out for out in cell["outputs"] if not any("widget" in kind for kind in out.get("data", {}))]
     node["metadata"].pop("widgets", None)
     path.write_text(nb2str(node), encoding="utf-8", newline="\n")
 
