@@ -169,7 +169,7 @@ def draw_cut(X: np.ndarray,  # Rows of the node, (m D)
              W: np.ndarray | None,  # Their weights, (m m), where criterion or cuts need them
              keys: np.ndarray,  # Their keys, (m,)
              path: int,  # Place of the node in the hierarchy: root 1, children 2p and 2p + 1
-             settings: "StableHierarchicalClustering",  # Slack, families, criterion, smallest share, number of landmarks
+             settings: Any,  # A `StableHierarchicalClustering`: slack, families, criterion, smallest share, number of landmarks
              seed: int,  # Seed of the keyed noise
             ) -> np.ndarray | None:  # Boolean (m,): the second part; the row with the smallest key is in the first; None if no cut is allowed
     "One stable cut: every candidate's score plus its own keyed Gumbel number, the largest wins."
