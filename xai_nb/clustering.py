@@ -191,7 +191,7 @@ def draw_cut(X: np.ndarray,  # Rows of the node, (m D)
 def grow_levels(X: np.ndarray,  # Table, (B D)
                 W: np.ndarray | None,  # Weights, (B B); not looked at, and may be None, for Ward's criterion without spectral cuts
                 keys: np.ndarray,  # Keys of the rows, (B,)
-                settings: "StableHierarchicalClustering",  # Parameters
+                settings: Any,  # A `StableHierarchicalClustering`: its parameters
                 seed: int,  # Seed of the keyed noise
                ) -> np.ndarray:  # Cluster of every row at every level, (B, depth + 1): path codes, 1 at level 0
     "Cut, and cut the parts, `depth` times; a part that cannot be cut stays."
