@@ -57,8 +57,10 @@ class Page(NamedTuple):
 
 def run_page(path, answer):
     "Execute the page at `path` and send a `Page`: the whole life of a child process."
+    import pandas
     import torch
 
+    pandas.set_option("display.max_columns", 20)  # as in a notebook; elsewhere the width of the terminal decides
     torch.set_num_threads(1)
     start = cpu_seconds()
     os.chdir(path.parent)
