@@ -57,8 +57,10 @@ class Page(NamedTuple):
 
 def run_page(path, answer):
     "Execute the page at `path` and send a `Page`: the whole life of a child process."
+    import pandas
     import torch
 
+    pandas.set_option("display.max_columns", 20)  # as in a notebook; elsewhere the width of the terminal decides
     torch.set_num_threads(1)
     start = cpu_seconds()
     os.chdir(path.parent)
@@ -131,9 +133,9 @@ NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def shown(outputs):
-    "What the outputs show: printed text, then results as text; pictures are counted, not compared."
+    "What the outputs show: printed text, then results as text; pictures are counted, widgets left out."
     printed = "".join("".join(out["text"]) for out in outputs if out.get("name") == "stdout")
-    rich = [out["data"] for out in outputs if "data" in out]
+    rich = [out["data"] for out in outputs if "data" in out and not any("widget" in kind for kind in out["data"])]
     plain = [data for data in rich if not is_picture(data)]
     results = ["".join(data.get("text/markdown") or data.get("text/plain", "")) for data in plain]
     text = NOISE.sub("", "\n".join([printed, *results]))
@@ -142,8 +144,8 @@ def shown(outputs):
 
 
 def is_picture(data):
-    "Whether one output is a drawing (or a widget), which is not compared."
-    return any(kind.startswith("image/") or "widget" in kind for kind in data)
+    "Whether one output is a drawing, which is not compared."
+    return any(kind.startswith("image/") for kind in data)
 
 
 def compare(committed, now, volatile=False):

@@ -48,11 +48,11 @@ def _checked(x: Tensor,  # Input batch, (B ...)
 def _rows(fn: Callable[[Tensor, Target], Tensor],  # Takes rows and their targets, returns one entry per row
           variants: Iterator[Tensor],  # Variants of one batch, each (B ...), consumed in order
           target: Target,  # One index, one per example, a callable or None
-          batch_size: int | None,  # Rows per call; None: the batch itself, filled up to 32 rows
+          batch_size: int | None,  # Rows per call; None: the batch, filled up to 512 rows or 8 MiB of input
          ) -> Iterator[Tensor]:  # The results, one (B ...) tensor per variant
     "Apply `fn` to every variant of a batch with at most `batch_size` rows in a call."
     first = next(variants := iter(variants)); b = len(first)
-    size = batch_size or max(b, 32)
+    size = batch_size or max(b, min(512, 2**21 // max(1, first[0].numel())))
     if size < 1: raise ValueError(f"batch_size is {batch_size}, expected a positive number or None")
     group = [first, *islice(variants, max(1, size // b) - 1)]
     while group:
@@ -148,7 +148,7 @@ def smoothgrad(model: Callable,  # Module or differentiable function
                antithetic: bool = True,  # Draw the noise in pairs of opposite sign; `n` must be even
                shared: bool = True,  # The same noise for all images of the batch
                generator: torch.Generator | None = None,  # Source of the noise; None: private, seed 0
-               batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 32
+               batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 512 rows or 8 MiB of input
                return_residual: bool = False,  # True: also the standard error
               ) -> Tensor | tuple[Tensor, Tensor]:  # (B C H W), units of the gradient; residual (B,): root mean square standard error of a pixel
     "The mean gradient under Gaussian noise, as a running mean in O(batch) memory."
@@ -188,7 +188,7 @@ def integrated_gradients(model: Callable,  # Module or differentiable function
                          steps: int = 32,  # Points of the midpoint rule = gradient passes
                          baseline: float | Tensor | None = None,  # Start of the path, a number or a tensor that broadcasts to `x`; None: 0
                          multiply_by_inputs: bool = True,  # False: the mean gradient on the path
-                         batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 32
+                         batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 512 rows or 8 MiB of input
                          return_residual: bool = False,  # True: also the completeness gap
                         ) -> Tensor | tuple[Tensor, Tensor]:  # (B C H W), output units; gap (B,): sum of the map minus f(x) - f(baseline)
     "The gradient averaged on the line from a baseline to the input, times the difference."
@@ -365,7 +365,7 @@ def occlusion(model: Callable,  # Module or any function; no gradient needed
               window: int | tuple[int, int] = 4,  # Height and width of the window, pixels
               stride: int | tuple[int, int] | None = None,  # Step between windows, pixels; None: the window, so that they tile
               baseline: float | Tensor | None = None,  # What covers, a number or a tensor that broadcasts to `x`; None: 0
-              batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 32
+              batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 512 rows or 8 MiB of input
               return_residual: bool = False,  # True: also the additivity gap, only where windows tile
              ) -> Tensor | tuple[Tensor, Tensor]:  # (B C H W), output units, equal in all channels; gap (B,): sum of drops minus f(x) - f(baseline)
     "How much the output drops when a window is covered, averaged over the windows that cover a pixel."

@@ -169,7 +169,7 @@ def draw_cut(X: np.ndarray,  # Rows of the node, (m D)
              W: np.ndarray | None,  # Their weights, (m m), where criterion or cuts need them
              keys: np.ndarray,  # Their keys, (m,)
              path: int,  # Place of the node in the hierarchy: root 1, children 2p and 2p + 1
-             settings: "StableHierarchicalClustering",  # Slack, families, criterion, smallest share, number of landmarks
+             settings: Any,  # A `StableHierarchicalClustering`: slack, families, criterion, smallest share, number of landmarks
              seed: int,  # Seed of the keyed noise
             ) -> np.ndarray | None:  # Boolean (m,): the second part; the row with the smallest key is in the first; None if no cut is allowed
     "One stable cut: every candidate's score plus its own keyed Gumbel number, the largest wins."
@@ -191,7 +191,7 @@ def draw_cut(X: np.ndarray,  # Rows of the node, (m D)
 def grow_levels(X: np.ndarray,  # Table, (B D)
                 W: np.ndarray | None,  # Weights, (B B); not looked at, and may be None, for Ward's criterion without spectral cuts
                 keys: np.ndarray,  # Keys of the rows, (B,)
-                settings: "StableHierarchicalClustering",  # Parameters
+                settings: Any,  # A `StableHierarchicalClustering`: its parameters
                 seed: int,  # Seed of the keyed noise
                ) -> np.ndarray:  # Cluster of every row at every level, (B, depth + 1): path codes, 1 at level 0
     "Cut, and cut the parts, `depth` times; a part that cannot be cut stays."

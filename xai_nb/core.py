@@ -210,7 +210,8 @@ def _class_index(target: Any,  # An int, or one per example
     if index.is_floating_point() or index.dtype == torch.bool: raise TypeError(f"target must hold integers, got {index.dtype}")
     if index.ndim == 0: index = index.expand(len(y))
     if index.shape != y.shape[:1]: raise ValueError(f"target has shape {tuple(index.shape)} for {len(y)} examples; give one index, or one per example")
-    if bool(((index < 0) | (index >= y.shape[1])).any()): raise ValueError(f"target {index.tolist()} outside 0 ... {y.shape[1] - 1}")
+    wrong = (index < 0) | (index >= y.shape[1])
+    if bool(wrong.any()): raise ValueError(f"target {int(index[wrong][0])} is outside 0 ... {y.shape[1] - 1}")
     return index.long()
 
 # %% ../nbs/00_core.ipynb #badc0ce2

@@ -938,7 +938,7 @@ def plane(trades: Sequence[TradeOff],  # Measured families
           mark: Any = None,  # A value of the first family to point out
          ) -> Picture:  # Lower left is better; filled points are on their family's front
     "Draw families in the plane of complexity and gap."
-    fig = Picture(figsize=(6, 4), dpi=90, layout="constrained")
+    fig = Picture(6, 4)
     _draw_plane(fig.subplots(), trades, mark)
     return fig
 
@@ -979,7 +979,7 @@ def _strip(trade: TradeOff,  # A measured family
           ) -> Picture:  # One column per setting, and the plane
     "Maps above, spectra below, the plane on the right."
     n = len(values) + 1
-    fig = Picture(figsize=(1.35 * n + 3.6, 3.4), dpi=90, layout="constrained")
+    fig = Picture(1.35 * n + 3.6, 3.0)
     grid = fig.add_gridspec(2, n + 3)
     reference = radial_spectrum(trade.gradient[image])
     for i, value in enumerate([None, *values]):
