@@ -295,19 +295,26 @@ def _none_found(model: Callable,  # Module or function
 
 # %% ../nbs/03_attribution.ipynb #4ed76033
 def spatial_layer(model: nn.Module,  # Any module
-                  x: Tensor,  # Input batch (B C H W); its first example is run
-                 ) -> str:  # Dotted name; LayerError if no layer has a spatial output
-    "The last layer of a forward pass with a (B C H W) output of more than one pixel, that runs once."
-    seen: list[str] = []
+                  x: Tensor,  # Input, (B C *S); the first example is run
+                 ) -> str:  # Dotted name of the last layer that ran once and kept positions; raises LayerError if there is none
+    "The layer whose output is the last feature map before pooling or flattening."
+    runs, last = Counter(), []  # `last`: modules that returned the newest feature map, and that tensor with its version
+
+    def note(name):
+        def hook(module, args, out):
+            runs[name] += 1
+            if not isinstance(out, Tensor) or out.ndim != x.ndim or out.shape[2:].numel() < 2 or not name: return
+            if not last or last[0][1] is not out or last[0][2] != out._version: last.clear()
+            last.append((name, out, out._version, not any(module.children())))
+        return hook
     with torch.inference_mode(False), torch.no_grad(), eval_mode(model), ExitStack() as stack:
-        for name, module in model.named_modules():
-            if name: stack.callback(module.register_forward_hook(
-                lambda m, args, out, name=name: seen.append((name, isinstance(out, Tensor) and out.ndim == 4 and out.shape[2:].numel() > 1))).remove)
+        for name, module in model.named_modules(): stack.callback(module.register_forward_hook(note(name)).remove)
         model(x[:1].clone())
-    calls = Counter(name for name, _ in seen)
-    found = [name for name, spatial in seen if spatial and calls[name] == 1]
-    if not found: raise LayerError("no layer of this model has an output (B C H W) with more than one pixel; Grad-CAM needs one")
-    return found[-1]
+    start = max((i for i, (*_, leaf) in enumerate(last) if leaf), default=0)
+    once = [name for name, *_ in last[start:] if runs[name] == 1]
+    if not once: raise LayerError(f"no usable feature map in the forward pass (last candidates: {[n for n, *_ in last]}, "
+                                  "a candidate must run once); name a layer with layer=")
+    return once[0]
 
 # %% ../nbs/03_attribution.ipynb #12de157f
 def grad_cam(model: nn.Module,  # Any module

@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['MODES', 'VGG16', 'ram', 'grad_ram', 'moram', 'signed_parts', 'cancellation', 'direction_rgb', 'channel_weights',
-           'last_spatial_layer', 'RegressionCAM', 'regression_cam', 'token_grid', 'find_gap_head', 'resample_matrix',
-           'resize_maps', 'cumulative_importance', 'pixel_accuracy_auc', 'pixel_accuracy_curve', 'auc_marks',
-           'localisation_scores', 'sum_condition', 'localisation_report', 'warm_cosine', 'train_on_boxes',
-           'box_maps_scores', 'paper_summary']
+           'RegressionCAM', 'regression_cam', 'token_grid', 'find_gap_head', 'resample_matrix', 'resize_maps',
+           'cumulative_importance', 'pixel_accuracy_auc', 'pixel_accuracy_curve', 'auc_marks', 'localisation_scores',
+           'sum_condition', 'localisation_report', 'warm_cosine', 'train_on_boxes', 'box_maps_scores', 'paper_summary']
 
 # %% ../nbs/30_moram.ipynb #047e531b
-import contextlib, math, warnings
-from collections import Counter
+import math, warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import LayerError, Target, best_device, capture, check_finite, eval_mode, find_layer, in_chunks, resolve_target, unwrap_output
+from .attribution import spatial_layer
+from .core import LayerError, Target, best_device, capture, check_finite, find_layer, in_chunks, resolve_target, unwrap_output
 from .core import progress as show_progress
 from .data import draw_boxes
 from .metrics import average_precision, bootstrap_interval, iou_at_area, pixel_roc_auc
@@ -105,37 +104,6 @@ def channel_weights(output: Tensor,  # Explained numbers, (B,), with a graph bac
     "The weights of Grad-RAM and MoRAM (Eq. 3)."
     return _gradient(output, features)[0].flatten(2).mean(2)
 
-# %% ../nbs/30_moram.ipynb #7c2a1b14
-def last_spatial_layer(model: nn.Module,  # Any module
-                       x: Tensor,  # Input, (B C *S); the first example is run
-                      ) -> str:  # Dotted name of the last layer that ran once and kept positions; raises LayerError if there is none
-    "The layer whose output is the last feature map before pooling or flattening."
-    runs, last = Counter(), []  # `last`: modules that returned the newest feature map, and that tensor with its version
-
-    def note(name):
-        def hook(module, args, out):
-            runs[name] += 1
-            if not isinstance(out, Tensor) or out.ndim != x.ndim or out.shape[2:].numel() < 2 or not name: return
-            if not last or last[0][1] is not out or last[0][2] != out._version: last.clear()
-            last.append((name, out, out._version, not any(module.children())))
-        return hook
-    _run_with_hooks(model, x[:1], note)
-    start = max((i for i, (*_, leaf) in enumerate(last) if leaf), default=0)
-    once = [name for name, *_ in last[start:] if runs[name] == 1]
-    if not once: raise LayerError(f"no usable feature map in the forward pass (last candidates: {[n for n, *_ in last]}, "
-                                  "a candidate must run once); name a layer with layer=")
-    return once[0]
-
-# %% ../nbs/30_moram.ipynb #88991550
-def _run_with_hooks(model: nn.Module,  # Any module
-                    x: Tensor,  # Input batch
-                    hook_for: Callable[[str], Callable],  # Makes the forward hook of the module with that name
-                   ) -> Any:  # Model output, without a graph
-    "One forward pass in eval mode with a hook on every module; hooks are removed and flags restored."
-    with torch.inference_mode(False), torch.no_grad(), eval_mode(model), contextlib.ExitStack() as stack:
-        for name, module in model.named_modules(): stack.callback(module.register_forward_hook(hook_for(name)).remove)
-        return model(x.clone() if x.is_inference() else x)
-
 # %% ../nbs/30_moram.ipynb #f9f60166
 @dataclass(frozen=True)
 class RegressionCAM:
@@ -207,7 +175,7 @@ def regression_cam(model: nn.Module,  # Any module; left as found
     "RAM-type maps of a number: one forward, one backward through the head only."
     check_finite("the input", x)
     several = isinstance(layer, (list, tuple))
-    names = [find_layer(model, one)[0] for one in (layer if several else [layer or last_spatial_layer(model, x)])]
+    names = [find_layer(model, one)[0] for one in (layer if several else [layer or spatial_layer(model, x)])]
     target = _per_example(target, len(x))
     chunk = lambda xs, ts: _explain(model, xs, names, ts, reshape, abs_activations, return_activations)
     parts = in_chunks(chunk, x, batch_size, target, label=progress)
@@ -266,7 +234,7 @@ def find_gap_head(model: nn.Module,  # Any module
                   x: Tensor,  # A few examples, (B C *S), to check the head on
                  ) -> tuple[str, nn.Linear]:  # Layer that is pooled, and the linear layer; raises LayerError if the tail is anything else
     "The two things RAM needs: the last feature map and the linear head behind its global average."
-    layer = last_spatial_layer(model, x)
+    layer = spatial_layer(model, x)
     output, a = capture(model, x, layer)
     y, pooled = unwrap_output(output).detach(), a.detach().flatten(2).mean(2)
     heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features == pooled.shape[1]]
