@@ -30,7 +30,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset, default_collate
 
-from .core import LayerError, check_finite, eval_mode, hash_key, progress, splitmix64, unwrap_output
+from .core import LayerError, check_finite, eval_mode, hash_key, progress, unwrap_output
+from .viz import show_neighbours
 
 # %% ../nbs/50_similarity.ipynb #56331db7
 Loss = str | Callable[[Tensor, Tensor], Tensor]
@@ -386,14 +387,6 @@ def _whole_part(users: list[tuple[_Use, str]],  # Calls of one parameter
     "The gradient of one parameter, all examples at once."
     return _merge([u.part(local, n) for u, local in users])
 
-def _taken_along(name: str,  # Parameter
-                 owners: dict[str, list[tuple[_Use, str]]],  # Calls of each parameter
-                 ghost: frozenset[str],  # Weights kept as factors
-                ) -> bool:  # True for the bias of one of them, if both are used once
-    "Whether a weight's factors count this bias, as a constant input."
-    weight = name[:-4] + "weight"
-    return name.rpartition(".")[2] == "bias" and weight in ghost and len(owners.get(name, ())) == len(owners[weight]) == 1
-
 # %% ../nbs/50_similarity.ipynb #73ffeb05
 @dataclass(frozen=True)
 class Coverage:
@@ -401,6 +394,7 @@ class Coverage:
     how: dict[str, str]  # Parameter name -> "outer" (factors), "dense" (small, explicit), "vmap" or "skip"
     size: dict[str, int]  # Parameter name -> number of values
     shape: dict[str, tuple[int, int, int, int]]  # Name of an "outer" weight -> (G, q, p, T)
+    calls: dict[str, int]  # Parameter -> number of module calls it takes part in, 1 but for tied weights and reused modules
     kernel: dict[str, tuple[int, int]]  # Name of a convolution's weight -> positions in its kernel, times channels
     residual: float  # Largest relative error over parameters, against one backward per example on the probe
     activation: int  # Values recorded per example in one pass, for the memory plan
@@ -455,14 +449,15 @@ def coverage(model: nn.Module,  # Model to explain; parameters with requires_gra
     names = _chosen(model, parameters)
     layout = _picture_layout(model, x)
     uses = _record(model, _tapped(model, names), x, y, loss, layout)[0]
-    found = {n: _whole_part(users, len(x)) for n, users in _owners(uses, {id(p): n for n, p in names.items()}).items()}
+    owners = _owners(uses, {id(p): n for n, p in names.items()})
+    found = {n: _whole_part(users, len(x)) for n, users in owners.items()}
     error = _relative_errors(found, loop_gradients(model, x, y, loss, list(names)))
     bad = [n for n in names if error.get(n, math.inf) > (1e-8 if x.dtype == torch.float64 else 1e-2)]
     if bad and on_missing == "error": raise LayerError(_missing(model, bad))
     how = {n: on_missing if n in bad else "outer" if isinstance(found[n], Outer) else "dense" for n in names}
     shape = {n: (p.right.shape[1], p.rows, p.right.shape[2], p.right.shape[3]) for n, p in found.items() if how[n] == "outer"}
     kernel = {n: (found[n].kernel, p) for n, (_, _, p, _) in shape.items() if found[n].kernel > 1}
-    return Coverage(how, {n: p.numel() for n, p in names.items()}, shape, kernel, max((error[n] for n in names if n not in bad), default=0.0),
+    return Coverage(how, {n: p.numel() for n, p in names.items()}, shape, {n: len(u) for n, u in owners.items()}, kernel, max((error[n] for n in names if n not in bad), default=0.0),
                     sum(u.a.numel() + u.d.numel() for u in uses) // len(x), layout, len(x))
 
 # %% ../nbs/50_similarity.ipynb #f67bc7b9
@@ -537,10 +532,18 @@ def _slots(cov: Coverage,  # What `coverage` found
     "Lay the explicit parameters of each group side by side."
     of, width = {}, {}
     for n in cov.names:
-        if n in ghost: continue
+        if n in ghost or _taken_along(n, cov, ghost): continue
         g, size = group(n), cov.size[n]
         of[n], width[g] = (g, slice(width.get(g, 0), width.get(g, 0) + size)), width.get(g, 0) + size
     return _Slots(of, width)
+
+def _taken_along(name: str,  # Parameter
+                 cov: Coverage,  # What `coverage` found
+                 ghost: frozenset[str],  # Weights kept as factors
+                ) -> bool:  # True for the bias of one of them, if both are used once
+    "Whether a weight's factors count this bias, as a constant input."
+    weight = name[:-4] + "weight"
+    return name.rpartition(".")[2] == "bias" and weight in ghost and cov.calls.get(name) == cov.calls.get(weight) == 1
 
 @dataclass(frozen=True)
 class _Tile:
@@ -566,28 +569,19 @@ def _tile(model: nn.Module,  # Model to explain
     names = {n: p for n, p in model.named_parameters() if n in cov.how}
     uses, factor, output = _record(model, _tapped(model, names), x, y, loss, cov.layout)
     owners = _owners(uses, {id(p): n for n, p in names.items() if cov.how[n] in ("outer", "dense")})
-    if short := [n for n in cov.names if cov.how[n] != "vmap" and n not in owners]:
-        raise LayerError(f"{short} took no part in this batch though they did in the probe; models whose layers depend on the batch are not supported")
+    if odd := [n for n in cov.names if cov.how[n] != "vmap" and len(owners.get(n, ())) != cov.calls[n]]:
+        raise LayerError(f"{odd} took part in another number of calls than in the probe; models whose layers depend on the batch are not supported")
     rows, room = slots.room(len(x), factor) if rows is None else rows, {} if room is None else room
-    ghosts, norm2 = _ghosts(owners, ghost, len(x)), {}
+    ghosts, norm2 = {n: replace(_whole_part(owners[n], len(x)), bias=_taken_along(n[:-6] + "bias", cov, ghost)) for n in ghost}, {}
     rest = [n for n, how in cov.how.items() if how == "vmap"]
     slow = _vmap_gradients(model, x, y, loss, rest) if rest else {}
     for n, (group, columns) in slots.of.items():
         out = rows[group][:, columns]
         if n in slow: norm2[n] = _square(out.copy_(slow[n]))
-        elif _taken_along(n, owners, ghost): out.zero_()
         else: norm2[n] = _write_rows(owners[n], len(x), out, _step(cov, n, out), room)
     return _Tile(rows, ghosts, norm2 | {n: ghost_norm2(p) for n, p in ghosts.items()}, factor, output)
 
 # %% ../nbs/50_similarity.ipynb #6b99821c
-def _ghosts(owners: dict[str, list[tuple[_Use, str]]],  # Calls of each parameter
-            ghost: frozenset[str],  # Weights kept as factors
-            n: int,  # B
-           ) -> dict[str, Outer]:  # Weight -> factors, its bias among them where it is used once
-    "Weights that stay factors."
-    parts = {name: _whole_part(owners[name], n) for name in ghost}
-    return {name: replace(p, bias=_taken_along(name[:-6] + "bias", owners, ghost)) for name, p in parts.items()}
-
 def _write_rows(users: list[tuple[_Use, str]],  # Calls of one parameter
                 n: int,  # B
                 out: Tensor,  # (B m), where the gradients go
@@ -619,11 +613,13 @@ def example_gradients(model: nn.Module,  # Model to explain
                       loss: Loss = "ce",  # See `loss_terms`
                       parameters: str = "*",  # Shell pattern of parameter names
                       on_missing: str = "error",  # See `coverage`
-                     ) -> tuple[dict[str, Tensor], Tensor]:  # Parameter name -> (B m) direction gradients, and the factor (B,)
-    "Explicit per-example gradients, for small batches: the loss gradient is factor times the returned one."
+                      factors: bool = False,  # True: weights stay `Outer` and take their biases along, as the Kronecker sketch wants them
+                     ) -> tuple[dict[str, Any], Tensor]:  # Parameter name -> (B m) direction gradients, and the factor (B,)
+    "Per-example gradients of a small batch, explicit by default: the loss gradient is factor times the returned one."
     cov = coverage(model, x[:2], y[:2], loss, parameters, on_missing)
-    tile = _tile(model, cov, frozenset(), _slots(cov, frozenset(), lambda n: n), x, y, loss)
-    return {n: _as_stored(tile.rows[n], *cov.kernel.get(n, (1, 1))) for n in cov.names}, tile.factor
+    ghost = frozenset(cov.shape) if factors else frozenset()
+    tile = _tile(model, cov, ghost, slots := _slots(cov, ghost, lambda n: n), x, y, loss)
+    return tile.ghosts | {n: _as_stored(tile.rows[n], *cov.kernel.get(n, (1, 1))) for n in slots.of}, tile.factor
 
 # %% ../nbs/50_similarity.ipynb #9c0d9608
 def plan_ghosts(cov: Coverage,  # Shapes of the weights
@@ -1098,13 +1094,23 @@ def instance_test(model: nn.Module,  # Classifier
                   **options: Any,  # Passed to `relevance`
                  ) -> Rate:  # Success of each query, rate in [0, 1] with its interval
     "Identical instance test: is a training example its own most relevant one? Ties count as success."
-    device = next(model.parameters()).device
-    x, y = _take(train, range(_size(train)), device)
-    with torch.no_grad(), eval_mode(model): right = unwrap_output(model(x)).argmax(1) == y
-    own = right.nonzero()[:n, 0]
-    scores = relevance(model, (x[own], y[own]), (x, y), [metric], **options)[metric]
-    hits = scores.gather(1, own[:, None])[:, 0] >= scores.amax(1) - 1e-5 * scores.abs().amax(1)
-    return Rate(hits.cpu(), *wilson_interval(float(hits.sum()), len(hits)), int(scores.argmax(1).unique().numel()))
+    return _instance_rates(model, train, [metric], n, options)[metric]
+
+def _instance_rates(model: nn.Module,  # Classifier
+                    train: Examples,  # Training examples
+                    metrics: Sequence[str],  # Names out of `METRICS`
+                    n: int,  # Number of queries
+                    options: dict[str, Any],  # Passed to `relevance`
+                   ) -> dict[str, Rate]:  # One for each metric
+    "The identical instance test of several metrics."
+    x, y = _whole(train)
+    own = (_predict(model, x) == y).nonzero()[:n, 0]
+    rates = {}
+    for metric, scores in relevance(model, (x[own], y[own]), train, metrics, **options).items():
+        scores = scores.cpu()
+        hits = scores.gather(1, own[:, None])[:, 0] >= scores.amax(1) - 1e-5 * scores.abs().amax(1)
+        rates[metric] = Rate(hits, *wilson_interval(float(hits.sum()), len(hits)), int(scores.argmax(1).unique().numel()))
+    return rates
 
 # %% ../nbs/50_similarity.ipynb #6e07dbd5
 def similarity_report(make: Callable[[Examples, int, int], nn.Module],  # (training data, number of classes, seed) -> trained classifier
@@ -1112,17 +1118,18 @@ def similarity_report(make: Callable[[Examples, int, int], nn.Module],  # (train
                       test: Examples,  # Test examples with their true labels
                       *,
                       metrics: Sequence[str] = tuple(METRICS),  # Names out of `METRICS`
-                      tests: Sequence[str] = ("class", "subclass", "random"),  # Which tests
+                      tests: Sequence[str] = ("class", "subclass", "random", "instance"),  # Which tests
                       topk: int = 10,  # The second k of the class test
                       groups: int = 2,  # Superclasses of the subclass test
                       seeds: Sequence[int] = (0,),  # One model, merge and randomisation for each
                       **options: Any,  # Passed to `relevance`
-                     ) -> pd.DataFrame:  # A row for each metric and seed, columns of rates in [0, 1], correlations in [-1, 1], counts
+                     ) -> pd.DataFrame:  # A row for each metric and seed, rates in [0, 1] with ends of their 95 % intervals, correlations in [-1, 1], counts
     "Run the tests of relevance metrics; queries carry the label that the model predicts."
+    if unknown := set(tests) - {"class", "subclass", "random", "instance"}: raise ValueError(f"unknown tests {sorted(unknown)}; choose from class, subclass, random, instance")
     rows = []
     for seed in seeds:
         found: dict[str, dict] = {m: {"metric": m, "seed": seed} for m in metrics}
-        if set(tests) & {"class", "random"}: _class_columns(found, make, train, test, tests, topk, seed, options)
+        if set(tests) & {"class", "random", "instance"}: _class_columns(found, make, train, test, tests, topk, seed, options)
         if "subclass" in tests: _subclass_columns(found, make, train, test, groups, seed, options)
         rows += found.values()
     return pd.DataFrame(rows)
@@ -1149,7 +1156,7 @@ def _class_columns(found: dict[str, dict],  # Rows of the report, filled in plac
                    seed: int,  # Seed
                    options: dict[str, Any],  # Passed to `relevance`
                   ) -> None:
-    "Identical class test and model randomisation."
+    "Identical class test, model randomisation and identical instance test."
     (x, _), (_, y) = _whole(test), _whole(train)
     model = make(train, int(y.max()) + 1, seed)
     label = _predict(model, x)
@@ -1158,8 +1165,10 @@ def _class_columns(found: dict[str, dict],  # Rows of the report, filled in plac
     same = label[:, None] == y[None]
     for m, s in scores.items():
         first, all_k = class_test(s, label, y), class_test(s, label, y, topk)
-        found[m] |= {"class": first.rate, f"class top {topk}": all_k.rate, "distinct": first.distinct}
+        found[m] |= {"class": first.rate, "class low": first.low, "class high": first.high, f"class top {topk}": all_k.rate, "distinct": first.distinct}
         if m in other: found[m] |= {"random": float(rank_correlation(s, other[m]).mean()), "random within": float(rank_correlation(s, other[m], same).mean())}
+    if "instance" in tests:
+        for m, rate in _instance_rates(model, train, list(found), 100, options).items(): found[m]["instance"] = rate.rate
 
 def _subclass_columns(found: dict[str, dict],  # Rows of the report, filled in place
                       make: Callable,  # Trainer
@@ -1175,7 +1184,8 @@ def _subclass_columns(found: dict[str, dict],  # Rows of the report, filled in p
     model = make((x_train, merge[y]), groups, seed)
     label = _predict(model, x)
     for m, s in relevance(model, (x, label), (x_train, merge[y]), list(found), **options).items():
-        found[m][f"subclass {groups}"] = class_test(s, y_test, y, keep=label == merge[y_test]).rate
+        rate = class_test(s, y_test, y, keep=label == merge[y_test])
+        found[m] |= {f"subclass {groups}": rate.rate, f"subclass {groups} low": rate.low, f"subclass {groups} high": rate.high}
 
 # %% ../nbs/50_similarity.ipynb #b06d80ec
 def _balanced(seed: int,  # Seed of the index
@@ -1294,41 +1304,14 @@ class Neighbours:
             ) -> Any:  # matplotlib Figure: a row for each query, most similar left, least similar right
         "Pictures of the queries and of their neighbours, framed in blue for the same class and in orange for another."
         if self.queries is None or self.queries.ndim != 4: raise TypeError("show() draws pictures (B C H W); for other inputs use frame()")
-        return _draw_neighbours(self, names, list(range(min(6, len(self.ids)))) if queries is None else list(queries))
-
-# %% ../nbs/50_similarity.ipynb #d3b7872a
-def _draw_neighbours(found: Neighbours,  # What to draw
-                     names: Sequence[str] | None,  # Class names
-                     rows: list[int],  # Queries
-                    ) -> Any:  # matplotlib Figure, closed
-    "Draw the grid."
-    import matplotlib.pyplot as plt
-    parts = [found] + ([found.least] if found.least else [])
-    columns = 1 + sum(p.ids.shape[1] for p in parts)
-    fig, axes = plt.subplots(len(rows), columns, figsize=(min(12, 1.15 * columns), 1.45 * len(rows)), dpi=90, squeeze=False, layout="constrained")
-    word = lambda c: str(names[int(c)]) if names else str(int(c))
-    for line, q in zip(axes, rows):
-        _picture(line[0], found.queries[q], f"query: {word(found.query_labels[q])}", None)
-        at = 1
-        for sign, part in zip(("", "least "), parts):
-            for j in range(part.ids.shape[1]):
-                text = f"{sign}{part.scores[q, j]:+.2f}\n{word(part.labels[q, j])}, predicted {word(part.predictions[q, j])}"
-                _picture(line[at], _take(found.dataset, [int(part.ids[q, j])], torch.device("cpu"))[0][0], text, bool(part.labels[q, j] == found.query_labels[q]))
-                at += 1
-    plt.close(fig)
-    return fig
-
-def _picture(ax: Any,  # matplotlib Axes
-             x: Tensor,  # (C H W)
-             title: str,  # Text above
-             same: bool | None,  # Frame: True blue, False orange, None black
-            ) -> None:
-    "One framed picture."
-    x = x.detach().cpu().float()
-    ax.imshow(x.permute(1, 2, 0) if len(x) == 3 else x[0], cmap="gray_r", vmin=0, vmax=max(1.0, float(x.max())))
-    ax.set_title(title, fontsize=6)
-    ax.set_xticks([]); ax.set_yticks([])
-    for spine in ax.spines.values(): spine.set(color="black" if same is None else "#0072B2" if same else "#D55E00", linewidth=1 if same is None else 2.5)
+        rows = list(range(min(6, len(self.ids)))) if queries is None else list(queries)
+        parts, word = [self] + ([self.least] if self.least else []), lambda c: str(names[int(c)]) if names else str(int(c))
+        joined = lambda field: torch.cat([getattr(p, field)[rows] for p in parts], 1)
+        scores, labels, predictions = (joined(f) for f in ("scores", "labels", "predictions"))
+        pictures = torch.stack([torch.stack([_take(self.dataset, [int(i)], torch.device("cpu"))[0][0] for i in row]) for row in joined("ids")])
+        titles = [[f"{s:+.2f}\n{word(c)}, predicted {word(g)}" for s, c, g in zip(*row)] for row in zip(scores, labels, predictions)]
+        return show_neighbours(self.queries[rows], pictures, labels == self.query_labels[rows, None], titles,
+                               [f"query\npredicted {word(c)}" for c in self.query_labels[rows]], groups=[p.ids.shape[1] for p in parts])
 
 # %% ../nbs/50_similarity.ipynb #2962c105
 def scan_topk(rows: np.ndarray,  # (n k) float16, unit rows, usually memory-mapped
@@ -1515,7 +1498,7 @@ class GradientIndex:
                  ) -> tuple[Tensor, Tensor]:  # Unit rows (B width) float32, model output
         "Sketch of the gradients, divided by its own norm: the cosine of two sketches varies as (1 - rho^2)^2 / k."
         tile = _tile(self.model, self.cov, self.ghost, self.slots, x, y, self.loss)
-        s = self.sketch({n: t for n, t in tile.rows.items() if n in tile.norm2} | tile.ghosts).float()
+        s = self.sketch(tile.ghosts | tile.rows).float()
         return check_finite("the sketch", s / _safe(s.norm(dim=1, keepdim=True))), tile.output
 
     def _steps(self) -> list[tuple[int, int, int]]:  # (first row here, first training example, count) for each batch
@@ -1529,20 +1512,29 @@ class GradientIndex:
             offset += size
         return out
 
+    def _todo(self) -> list[tuple[int, int, int]]:  # (number of the batch, first training example, count)
+        "The batches of this rank that are not on disk yet."
+        return [(number, start, count) for number, (here, start, count) in enumerate(self._steps()) if here >= self.shard.header["done"]]
+
+    def estimate(self) -> dict[str, float]:  # Rows, bytes and seconds still to come on this rank
+        "What `build` has to do: one batch is sketched and timed, and nothing is written."
+        todo = self._todo()
+        rows = sum(count for *_, count in todo)
+        if not todo: return {"rows": 0, "bytes": 0, "seconds": 0.0}
+        batch = self._fetch(list(range(todo[0][1], todo[0][1] + todo[0][2])))
+        began = time.perf_counter()
+        self._sketched(*batch)[0].cpu()
+        return {"rows": rows, "bytes": 2 * rows * self.shard.header["width"], "seconds": (time.perf_counter() - began) * rows / todo[0][2]}
+
     def build(self,
-              verbose: bool = False,  # Say bytes and expected time after the first batch, and show a bar
+              verbose: bool = False,  # Say bytes and expected time before it starts, and show a bar
              ) -> "GradientIndex":  # Itself
         "Sketch what is not there yet; stop it at any time and call it again."
-        h, steps = self.shard.header, self._steps()
-        todo = [(number, *step) for number, step in enumerate(steps) if step[0] >= h["done"]]
-        for number, _, start, count in progress(todo, "index" if verbose else None):
-            began = time.perf_counter()
+        if verbose: print("to do: {rows} rows, {0:.2f} MB, about {seconds:.0f} s".format((cost := self.estimate())["bytes"] / 1e6, **cost))
+        for number, start, count in progress(self._todo(), "index" if verbose else None):
             x, y = self._fetch(list(range(start, start + count)))
             rows, output = self._sketched(x, y)
             self.shard.append(number, rows.half(), y, _classes(output))
-            if verbose and number == todo[0][0]:
-                total = sum(c for *_, c in todo)
-                print(f"{total} rows of {h['width']} float16: {total * h['width'] * 2 / 1e6:.1f} MB, about {(time.perf_counter() - began) * len(todo):.0f} s")
         if _world()[1] > 1: dist.barrier()
         return self
 

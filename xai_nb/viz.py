@@ -175,7 +175,8 @@ def show_neighbours(queries: Tensor,  # (B 1 H W) or (B 3 H W)
     if groups and sum(groups) != k: raise ValueError(f"groups {tuple(groups)} do not add up to the {k} neighbours")
     widths, cell = _with_gaps([1, *(groups or (k,))]), min(WIDTH / (k + 1 + 0.25 * (len(groups) or 1)), 1.2)
     with _style():
-        fig = Picture(cell * sum(widths), rows * (cell * queries.shape[-2] / queries.shape[-1] + 0.32))
+        lines = 1 + max(title.count("\n") for row in titles for title in row)
+        fig = Picture(cell * sum(widths), rows * (cell * queries.shape[-2] / queries.shape[-1] + 0.12 + 0.13 * lines))
         grid = fig.add_gridspec(rows, len(widths), width_ratios=widths)
         columns = [i for i, w in enumerate(widths) if w == 1]
         for r in range(rows):
