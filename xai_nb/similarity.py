@@ -1437,6 +1437,59 @@ class _Shard:
             at += int(count)
         if at < len(rows): raise ValueError("crc.u32 is torn: build the index again")
 
+# %% ../nbs/50_similarity.ipynb #b6488578
+class _Joined:
+    "Training examples in parts, numbered through."
+
+    def __init__(self,
+                 parts: list[Examples],  # The first one, and what came by `add`
+                ):
+        self.parts = parts
+
+    def sizes(self) -> list[int]:  # One for each part
+        "Numbers of examples."
+        return [_size(p) for p in self.parts]
+
+    def __len__(self) -> int:  # Examples in all parts
+        "Number of examples."
+        return sum(self.sizes())
+
+    def __getitem__(self,
+                    i: int,  # Position
+                   ) -> tuple[Tensor, Tensor]:  # Input and label
+        "One example."
+        x, y = self.take([i], torch.device("cpu"))
+        return x[0], y[0]
+
+    def take(self,
+             ids: Sequence[int],  # Positions
+             device: torch.device,  # Where to
+            ) -> tuple[Tensor, Tensor]:  # Inputs and labels, in the order of the positions
+        "Some examples as a batch, each read from the part it is in."
+        ids, starts = np.asarray(ids), np.cumsum([0, *self.sizes()])
+        part, place, x, y = np.searchsorted(starts, ids, side="right") - 1, np.empty(len(ids), np.int64), [], []
+        for p in np.unique(part):
+            here = np.flatnonzero(part == p)
+            place[here] = np.arange(len(here)) + sum(map(len, x))
+            a, b = _take(self.parts[p], (ids[here] - starts[p]).tolist(), device)
+            x.append(a); y.append(b)
+        return torch.cat(x)[torch.from_numpy(place).to(device)], torch.cat(y)[torch.from_numpy(place).to(device)]
+
+def _shares(sizes: list[int],  # Examples in each part
+            batch: int,  # Largest batch
+            rank: int,  # This process
+            world: int,  # Number of processes
+           ) -> list[tuple[int, int, int]]:  # (first row on this rank, first training example, count) for each batch
+    "Cut every part into contiguous shares, and each share into batches."
+    out, offset, here = [], 0, 0
+    for size in sizes:
+        stop = offset + (rank + 1) * size // world
+        for start in range(offset + rank * size // world, stop, batch):
+            out.append((here, start, min(batch, stop - start)))
+            here += out[-1][2]
+        offset += size
+    return out
+
 # %% ../nbs/50_similarity.ipynb #987dba79
 class GradientIndex:
     "Sketched, normalised gradients of a training set on disk, searched by an exact scan and reranked by exact gradient cosine."
@@ -1455,17 +1508,17 @@ class GradientIndex:
                  memory: int = 2**30,  # Bytes for the gradients of one batch
                  batch_size: int = 128,  # Largest batch
                 ):
-        self.model, self.data, self.loss = model, data if isinstance(data, list) else [data], loss
+        self.model, self.data, self.loss = model, _Joined(data if isinstance(data, list) else [data]), loss
         self.options = {"parameters": parameters, "on_missing": on_missing, "memory": memory}
         self.device, self.sketch, (rank, world) = next(model.parameters()).device, Sketch(sketch, k, seed), _world()
-        first = self._fetch(list(range(min(2, _size(self.data[0])))))
+        first = self.data.take(range(min(2, len(self.data))), self.device)
         self.cov = coverage(model, *first, loss, parameters, on_missing)
         self.ghost = frozenset(self.cov.shape) if sketch == "kronecker" else frozenset()
         self.slots = _slots(self.cov, self.ghost, lambda n: n)
         header = {"format": 1, "parameters": [[n, self.cov.size[n]] for n in self.cov.names], "model": model_digest(model), "sketch": sketch, "k": k,
                   "seed": seed, "loss": loss if isinstance(loss, str) else "function", "width": self._sketched(*first)[0].shape[1], "world": world,
                   "batch": plan_tiles(self.cov, frozenset(), 1, 2**40, memory, batch_size).batch, "torch": torch.__version__,
-                  "sizes": [_size(d) for d in self.data], "done": 0}
+                  "sizes": self.data.sizes(), "done": 0}
         self.shard = _Shard(Path(path) / f"rank-{rank:05d}-of-{world:05d}", header)
 
     def __len__(self) -> int:  # Examples, over all ranks
@@ -1476,21 +1529,6 @@ class GradientIndex:
         "What is indexed."
         h = self.shard.header
         return f"GradientIndex({len(self)} examples, {h['sketch']} of {h['width']} numbers; rank {_world()[0]} of {h['world']} holds {h['done']} rows, {h['done'] * h['width'] * 2 / 1e6:.2f} MB)"
-
-    def _fetch(self,
-               ids: list[int],  # Positions in the training set
-              ) -> tuple[Tensor, Tensor]:  # Inputs and labels, on the model's device
-        "Training examples, from whichever part they are in."
-        out, sizes = [], [_size(d) for d in self.data]
-        for i in ids:
-            part = 0
-            while i >= sizes[part]: i, part = i - sizes[part], part + 1
-            out.append((part, i))
-        runs = [(p, [i for q, i in out if q == p]) for p in dict.fromkeys(p for p, _ in out)]
-        got = {p: _take(self.data[p], idx, self.device) for p, idx in runs}
-        seen = {p: iter(zip(*got[p])) for p in got}
-        pairs = [next(seen[p]) for p, _ in out]
-        return torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
 
     def _sketched(self,
                   x: Tensor,  # Inputs, (B ...)
@@ -1503,14 +1541,7 @@ class GradientIndex:
 
     def _steps(self) -> list[tuple[int, int, int]]:  # (first row here, first training example, count) for each batch
         "The batches of this rank: a contiguous share of every part."
-        (rank, world), out, offset, here = _world(), [], 0, 0
-        for size in self.shard.header["sizes"]:
-            stop = offset + (rank + 1) * size // world
-            for start in range(offset + rank * size // world, stop, self.shard.header["batch"]):
-                out.append((here, start, min(self.shard.header["batch"], stop - start)))
-                here += out[-1][2]
-            offset += size
-        return out
+        return _shares(self.shard.header["sizes"], self.shard.header["batch"], *_world())
 
     def _todo(self) -> list[tuple[int, int, int]]:  # (number of the batch, first training example, count)
         "The batches of this rank that are not on disk yet."
@@ -1521,7 +1552,7 @@ class GradientIndex:
         todo = self._todo()
         rows = sum(count for *_, count in todo)
         if not todo: return {"rows": 0, "bytes": 0, "seconds": 0.0}
-        batch = self._fetch(list(range(todo[0][1], todo[0][1] + todo[0][2])))
+        batch = self.data.take(range(todo[0][1], todo[0][1] + todo[0][2]), self.device)
         began = time.perf_counter()
         self._sketched(*batch)[0].cpu()
         return {"rows": rows, "bytes": 2 * rows * self.shard.header["width"], "seconds": (time.perf_counter() - began) * rows / todo[0][2]}
@@ -1532,7 +1563,7 @@ class GradientIndex:
         "Sketch what is not there yet; stop it at any time and call it again."
         if verbose: print("to do: {rows} rows, {0:.2f} MB, about {seconds:.0f} s".format((cost := self.estimate())["bytes"] / 1e6, **cost))
         for number, start, count in progress(self._todo(), "index" if verbose else None):
-            x, y = self._fetch(list(range(start, start + count)))
+            x, y = self.data.take(range(start, start + count), self.device)
             rows, output = self._sketched(x, y)
             self.shard.append(number, rows.half(), y, _classes(output))
         if _world()[1] > 1: dist.barrier()
@@ -1544,8 +1575,8 @@ class GradientIndex:
            ) -> "GradientIndex":  # Itself, with the new examples at the end
         "Append examples; they get the next positions."
         self.build()
-        self.data.append(data)
-        self.shard.header["sizes"] = [*self.shard.header["sizes"], _size(data)]
+        self.data = _Joined([*self.data.parts, data])
+        self.shard.header["sizes"] = self.data.sizes()
         return self.build(verbose)
 
     def verify(self,
@@ -1557,7 +1588,7 @@ class GradientIndex:
         rows, worst = self.shard.array("rows.f16"), 0.0
         steps = [(here + i, start + i) for here, start, count in self._steps() for i in range(count) if here + i < len(rows)]
         for here, at in _sample(steps, n, seed):
-            x, y = self._fetch([at])
+            x, y = self.data.take([at], self.device)
             worst = max(worst, float((self._sketched(x, y)[0][0].cpu() - torch.from_numpy(rows[here].astype(np.float32))).abs().max()))
         if worst > 5e-3: raise ValueError(f"a recomputed row differs by {worst:.1e}: the data, their order or the numerics changed")
         return worst
@@ -1577,58 +1608,70 @@ class GradientIndex:
             if self.loss not in ("ce", "bce"): raise ValueError("the model predicts no class here; pass label=")
             with torch.no_grad(), eval_mode(self.model): label = _classes(unwrap_output(self.model(x)))
         label = label.to(self.device)
-        best, worst = (self._search(x, label, n, rerank, same_class, sign) if n else None for n, sign in ((k, 1.0), (least, -1.0)))
+        best, worst = (_search(self, x, label, n, rerank, same_class, sign) if n else None for n, sign in ((k, 1.0), (least, -1.0)))
         worst = None if worst is None else Neighbours(*worst, label.cpu())
-        return Neighbours(*best, label.cpu(), worst, x.cpu(), _Reader(self))
+        return Neighbours(*best, label.cpu(), worst, x.cpu(), self.data)
 
-    def _search(self,
-                x: Tensor,  # Queries
-                label: Tensor,  # Labels to explain
-                k: int,  # Neighbours
-                rerank: int,  # Length of the shortlist
-                same_class: bool,  # Only the query's label
-                sign: float,  # -1: least similar
-               ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # ids, scores, labels, predictions, each (B k)
-        "Local scan, gather, exact scores by the owners, gather."
-        have = {n: self.shard.array(n) for n in _FILES}
-        mask = (lambda i, j: torch.from_numpy(have["labels.f64"][i:j]).to(label.device)[None] == label[:, None]) if same_class else None
-        short = min(max(k, rerank), len(self))
-        score, at = scan_topk(have["rows.f16"], self._sketched(x, label)[0], short, allowed=mask, sign=sign)
-        local = at.cpu().numpy()
-        ids = np.concatenate([np.arange(start, start + c) for _, start, c in self._steps()] or [np.zeros(0, np.int64)])
-        columns = [score.double().cpu()] + [torch.from_numpy(a[local].astype(np.float64)) for a in (ids, have["labels.f64"], have["predictions.i64"])]
-        table = F.pad(torch.stack(columns, -1), (0, 0, 0, short - score.shape[1]), value=-sign * math.inf).to(self.device)
-        table = _best(torch.cat(_gather(table), 1), short, sign)
-        if rerank: table = _best(self._exact(x, label, table, ids, sign), k, sign)
-        score, found, labels, predictions = table[:, :k].cpu().unbind(-1)
-        if not torch.isfinite(score).all(): raise ValueError(f"fewer than k={k} training examples of the query's class; ask for fewer, or same_class=False")
-        return found.long(), score, labels.long() if self.loss in ("ce", "bce") else labels, predictions.long()
+# %% ../nbs/50_similarity.ipynb #d8bc33d5
+def _search(index: GradientIndex,  # Where to search
+            x: Tensor,  # Queries
+            label: Tensor,  # Labels to explain
+            k: int,  # Neighbours
+            rerank: int,  # Length of the shortlist that is compared exactly; 0: none
+            same_class: bool,  # Only training examples of the query's label
+            sign: float,  # -1: least similar
+           ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # ids, scores, labels, predictions, each (B k)
+    "A shortlist by the sketches of all ranks, then exact scores by the owners of its rows."
+    if not 0 < k <= len(index): raise ValueError(f"k={k} neighbours of {len(index)} training examples; choose 1 ... {len(index)}")
+    ids = np.concatenate([np.arange(start, start + c) for _, start, c in index._steps()] or [np.zeros(0, np.int64)])
+    short = min(max(k, rerank), len(index))
+    table = _best(torch.cat(_gather(_shortlist(index, x, label, ids, short, same_class, sign)), 1), short, sign)
+    if rerank: table = _best(_exact(index, x, label, table, ids, sign), k, sign)
+    score, found, labels, predictions = table[:, :k].cpu().unbind(-1)
+    if not torch.isfinite(score).all(): raise ValueError(f"fewer than k={k} training examples of the query's class; ask for fewer, or same_class=False")
+    return found.long(), score, labels.long() if index.loss in ("ce", "bce") else labels, predictions.long()
 
-    def _exact(self,
+def _shortlist(index: GradientIndex,  # Where to search
                x: Tensor,  # Queries
                label: Tensor,  # Labels to explain
-               table: Tensor,  # (B short 4): score, id, label, prediction
                ids: np.ndarray,  # Training examples of this rank
+               short: int,  # Length
+               same_class: bool,  # Only training examples of the query's label
                sign: float,  # -1: least similar
-              ) -> Tensor:  # The table with exact scores
-        "Replace sketch scores by gradient cosine; every rank does its own rows."
-        wanted = table[..., 1].cpu().numpy()
-        owned = np.isin(wanted, ids) & np.isfinite(table[..., 0].cpu().numpy())
-        unique = np.unique(wanted[owned]).astype(np.int64)
-        exact = torch.full(table.shape[:2], -math.inf, dtype=torch.float64)
-        if len(unique):
-            train = self._fetch(unique.tolist())
-            cos = gradient_cosine(self.model, (x, label), train, loss=self.loss, **self.options).double().cpu()
-            column = torch.from_numpy(np.searchsorted(unique, np.where(owned, wanted, unique[0])))
-            exact = torch.where(torch.from_numpy(owned), cos.gather(1, column), exact)
-        exact = torch.stack(_gather(exact.to(self.device))).amax(0)
-        return torch.cat([torch.where(torch.isfinite(exact), exact, -sign * math.inf)[..., None], table[..., 1:]], -1)
+              ) -> Tensor:  # (B short 4): score, id, label, prediction; rows that do not exist score -sign * inf
+    "The best rows of this rank by their sketches."
+    have = {n: index.shard.array(n) for n in _FILES}
+    mask = (lambda i, j: torch.from_numpy(have["labels.f64"][i:j]).to(label.device)[None] == label[:, None]) if same_class else None
+    score, at = scan_topk(have["rows.f16"], index._sketched(x, label)[0], short, allowed=mask, sign=sign)
+    local = at.cpu().numpy()
+    columns = [score.double().cpu()] + [torch.from_numpy(a[local].astype(np.float64)) for a in (ids, have["labels.f64"], have["predictions.i64"])]
+    return F.pad(torch.stack(columns, -1), (0, 0, 0, short - score.shape[1]), value=-sign * math.inf).to(index.device)
+
+def _exact(index: GradientIndex,  # Where to search
+           x: Tensor,  # Queries
+           label: Tensor,  # Labels to explain
+           table: Tensor,  # (B short 4): score, id, label, prediction
+           ids: np.ndarray,  # Training examples of this rank
+           sign: float,  # -1: least similar
+          ) -> Tensor:  # The table with exact scores
+    "Replace sketch scores by gradient cosine; every rank does its own rows."
+    wanted = table[..., 1].cpu().numpy()
+    owned = np.isin(wanted, ids) & np.isfinite(table[..., 0].cpu().numpy())
+    unique = np.unique(wanted[owned]).astype(np.int64)
+    exact = torch.full(table.shape[:2], -math.inf, dtype=torch.float64)
+    if len(unique):
+        train = index.data.take(unique, index.device)
+        cos = gradient_cosine(index.model, (x, label), train, loss=index.loss, **index.options).double().cpu()
+        column = torch.from_numpy(np.searchsorted(unique, np.where(owned, wanted, unique[0])))
+        exact = torch.where(torch.from_numpy(owned), cos.gather(1, column), exact)
+    exact = torch.stack(_gather(exact.to(index.device))).amax(0)
+    return torch.cat([torch.where(torch.isfinite(exact), exact, -sign * math.inf)[..., None], table[..., 1:]], -1)
 
 # %% ../nbs/50_similarity.ipynb #7504541a
 def _sample(items: list,  # Anything
-                  n: int,  # How many
-                  seed: int = 0,  # Which ones
-                 ) -> list:  # At most n of them, in order
+            n: int,  # How many
+            seed: int = 0,  # Which ones
+           ) -> list:  # At most n of them, in order
     "A fixed random sample."
     if len(items) <= n: return items
     keep = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))[:n]
@@ -1642,22 +1685,3 @@ def _best(table: Tensor,  # (B n 4): score, id, label, prediction
     table = table.gather(1, table[..., 1].argsort(dim=1)[..., None].expand_as(table))
     order = (sign * table[..., 0]).argsort(dim=1, descending=True, stable=True)
     return table.gather(1, order[..., None].expand_as(table))[:, :k]
-
-class _Reader:
-    "The training examples of an index, read when a picture is drawn."
-
-    def __init__(self,
-                 index: GradientIndex,  # Index whose data it reads
-                ):
-        self.index = index
-
-    def __len__(self) -> int:  # Examples
-        "Number of training examples."
-        return len(self.index)
-
-    def __getitem__(self,
-                    i: int,  # Position
-                   ) -> tuple[Tensor, Tensor]:  # Input and label
-        "One example."
-        x, y = self.index._fetch([i])
-        return x[0], y[0]
