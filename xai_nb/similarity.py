@@ -649,6 +649,7 @@ def plan_tiles(cov: Coverage,  # Shapes of the weights
                itemsize: int = 4,  # Bytes per number
               ) -> TilePlan:  # Raises ValueError if one example does not fit
     "Fit a resident tile of test gradients and a streamed batch of training gradients into the budget."
+    if batch_size < 1: raise ValueError(f"batch_size is {batch_size}, expected a positive number")
     kept = sum((cov.shape[n][0] * (cov.shape[n][1] + cov.shape[n][2]) * cov.shape[n][3]) if n in ghost else cov.size[n] for n in cov.names)
     work = max([g * t * (p + q) + (0 if n in ghost else g * p * q) for n, (g, q, p, t) in cov.shape.items()], default=0)
     row, once = kept * itemsize, (3 * cov.activation + 2 * work + kept) * itemsize
@@ -1603,6 +1604,7 @@ class GradientIndex:
               least: int = 0,  # Also the least similar ones
              ) -> Neighbours:  # The same on every rank
         "Scan the sketches, compare the shortlist exactly."
+        if k < 1: raise ValueError(f"k={k} neighbours; ask for one or more")
         x = x.to(self.device)
         if label is None:
             if self.loss not in ("ce", "bce"): raise ValueError("the model predicts no class here; pass label=")
