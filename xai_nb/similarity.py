@@ -1253,7 +1253,8 @@ class Sketch:
               ) -> Tensor:  # (B k)
         "Signed sums of the coordinates in each bucket."
         order, sign = self._map(_balanced, name, p.shape[1], k, p)
-        return (p.index_select(1, order) * sign).reshape(len(p), -1, k).sum(1)
+        step = max(1, 2**18 // len(order)) if p.device.type == "cpu" else len(p)  # a few examples at a time: they stay in the cache
+        return torch.cat([p[i:i + step].index_select(1, order).mul_(sign).view(-1, len(order) // k, k).sum(1) for i in range(0, len(p), step)])
 
     def _block(self,
                name: str,  # Parameter name
