@@ -10,7 +10,7 @@ __all__ = ['FUNCTIONAL', 'CLAMPS', 'affine_net', 'relu_unit', 'gap_linear_net', 
 # %% ../nbs/02_models.ipynb #1816a5ae
 import copy, difflib, time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -239,9 +239,41 @@ def _train_epoch(model: nn.Module,  # In train mode
     for batch in batches: total, n = total + step(batch) * len(batch), n + len(batch)
     return total / n
 
+# %% ../nbs/02_models.ipynb #7e54854c
+@dataclass(frozen=True)
+class _Pairs:
+    "Inputs of any shape with their labels: what `fit` needs of `Images`, for text and tables."
+    x: Tensor  # (N ...)
+    y: Tensor  # (N,)
+
+    def __len__(self) -> int:  # Number of examples
+        "How many examples there are."
+        return len(self.x)
+
+    def to(self,
+           device: torch.device | str,  # Where to
+          ) -> "_Pairs":  # The same examples there
+        "Move both tensors."
+        return _Pairs(self.x.to(device), self.y.to(device))
+
+    def batches(self,
+                batch_size: int,  # Examples per batch
+                generator: torch.Generator,  # Shuffles
+               ) -> Iterator["_Pairs"]:  # One for each batch
+        "Go through the examples once."
+        for part in torch.randperm(len(self), generator=generator).split(batch_size):
+            yield _Pairs(self.x[part.to(self.x.device)], self.y[part.to(self.y.device)])
+
+def _examples(data: Any,  # `Images`, or a pair (x, y)
+             ) -> Images | _Pairs:  # Something with x, y, len, to and batches
+    "The training set in one form; raises ValueError for a pair whose lengths differ."
+    if not isinstance(data, tuple): return data
+    if len(data) != 2 or len(data[0]) != len(data[1]): raise ValueError(f"expected (x, y) of one length, got {[tuple(getattr(t, 'shape', ())) for t in data]}")
+    return _Pairs(*data)
+
 # %% ../nbs/02_models.ipynb #2aab7109
 def fit(model: nn.Module,  # Trained in place
-        data: Images,  # Training pictures
+        data: Images | tuple[Tensor, Tensor],  # Training pictures, or a pair (x, y) with x of any shape (text, tables)
         *,
         epochs: int,  # Passes over the data
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,  # (output, y) -> scalar; None: squared error or cross-entropy by the kind of y
@@ -261,7 +293,7 @@ def fit(model: nn.Module,  # Trained in place
     if epochs < 1: raise ValueError(f"epochs is {epochs}, expected 1 or more")
     if stop_at is not None and validation is None: raise ValueError("stop_at needs validation pictures")
     device, start = best_device(device), time.perf_counter()
-    model, data = model.to(device), data.to(device)
+    model, data = model.to(device), _examples(data).to(device)
     loss, score, g = loss or _default_loss(data.y), score or _default_score, torch.Generator().manual_seed(seed)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay)

@@ -11,11 +11,11 @@ __all__ = ['Loss', 'Examples', 'METRICS', 'loss_terms', 'Outer', 'ghost_inner', 
            'scan_topk', 'GradientIndex']
 
 # %% ../nbs/50_similarity.ipynb #8f1ecfbd
-import fnmatch, hashlib, json, math, os, time, warnings, zlib
+import fnmatch, functools, hashlib, json, math, os, time, warnings, zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset, default_collate
 
-from .core import LayerError, check_finite, eval_mode, hash_key, progress, splitmix64, unwrap_output
+from .core import LayerError, check_finite, eval_mode, hash_key, progress, unwrap_output
+from .viz import show_neighbours
 
 # %% ../nbs/50_similarity.ipynb #56331db7
 Loss = str | Callable[[Tensor, Tensor], Tensor]
@@ -91,23 +92,39 @@ class Outer:
     right: Tensor  # (B G p T) inputs; for an embedding (B 1 p T) output gradients
     rows: int  # q, the rows of G: output channels of a group, or the vocabulary size
     bias: bool = False  # The layer's bias is counted too, as a constant input of 1
+    kernel: int = 1  # Positions in a convolution's kernel; p runs over them and then over the channels
 
     def explicit(self,
-                 out: Tensor | None = None,  # Room to write to, (B m) contiguous
-                ) -> Tensor:  # (B m), m = G q p
+                 out: Tensor | None = None,  # Room to write to, (B m)
+                ) -> Tensor:  # (B m), m = G q p, in the order of p above
         "The gradients themselves, flattened."
-        if self.left.dtype != torch.int64:
-            left, right = self.left.flatten(0, 1), self.right.flatten(0, 1).transpose(1, 2)
-            into = None if out is None else out.view(len(left), left.shape[1], right.shape[2])
-            return torch.bmm(left, right, out=into).view(len(self.left), -1)
-        d = self.right[:, 0].transpose(1, 2)
-        index = self.left[..., None].expand_as(d)
-        return d.new_zeros(len(d), self.rows, d.shape[2]).scatter_add_(1, index, d).flatten(1)
+        if self.left.dtype == torch.int64: return _scattered(self, out)
+        n, groups, q, _ = self.left.shape
+        if out is None: out = self.right.new_empty(n, groups * q * self.right.shape[2])
+        into = out.view(n, groups, q, -1)
+        for g in range(groups): torch.bmm(self.left[:, g], self.right[:, g].transpose(1, 2), out=into[:, g])
+        return out
 
     def dense_left(self) -> Tensor:  # (B G q T)
         "Left factors with token indices written as indicator columns."
         if self.left.dtype != torch.int64: return self.left
         return F.one_hot(self.left, self.rows).transpose(1, 2)[:, None].to(self.right.dtype)
+
+# %% ../nbs/50_similarity.ipynb #72f61b68
+def _scattered(part: Outer,  # An embedding's factors
+               out: Tensor | None = None,  # Room to write to, (B m)
+              ) -> Tensor:  # (B m), m = vocabulary size times width
+    "Gradients of an embedding: each token adds its output gradient to its row."
+    d = part.right[:, 0].transpose(1, 2)
+    if out is None: out = d.new_empty(len(d), part.rows * d.shape[2])
+    return out.zero_().view(len(d), part.rows, -1).scatter_add_(1, part.left[..., None].expand_as(d), d).flatten(1)
+
+def _as_stored(rows: Tensor,  # (B G*q*p), p running over the kernel and then over the channels
+               kernel: int,  # Positions in the kernel
+               p: int,  # Kernel positions times channels
+              ) -> Tensor:  # (B m), in the order of the parameter's own values
+    "Gradients of a convolution in the order of its weight: channels before kernel positions."
+    return rows if kernel == 1 else rows.view(len(rows), -1, kernel, p // kernel).transpose(2, 3).flatten(1)
 
 # %% ../nbs/50_similarity.ipynb #ba7ae6ac
 def ghost_inner(a: Outer,  # Factors of B1 examples
@@ -158,20 +175,19 @@ def _square(t: Tensor,  # (... m)
 def _patches(conv: nn.Module,  # Conv1d, Conv2d or Conv3d
              x: Tensor,  # Its input, (B C ...)
              room: dict[str, Tensor] | None = None,  # Memory to use again
-            ) -> Tensor:  # (B C*k T): what the kernel sees at each of the T output positions
+            ) -> Tensor:  # (B G p T): what the kernel sees at each of the T output positions; p runs over the kernel, then over channels
     "Unfold the input of a convolution of any dimension, stride, padding, dilation and padding mode."
-    pads = []
+    pads, n = [], len(conv.kernel_size)
     for i, (k, d) in enumerate(zip(conv.kernel_size, conv.dilation)):
         total = d * (k - 1) if conv.padding == "same" else 0
         both = (total // 2, total - total // 2) if isinstance(conv.padding, str) else (conv.padding[i],) * 2
         pads = [*both, *pads]
     if any(pads): x = F.pad(x, pads, mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode)
-    for i, (k, s, d) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation)):
-        x = x.unfold(2 + i, d * (k - 1) + 1, s)[..., ::d]
-    n = len(conv.kernel_size)
-    x = x.permute(0, 1, *range(2 + n, 2 + 2 * n), *range(2, 2 + n))
+    x = x.movedim(1, -1).contiguous().unflatten(-1, (conv.groups, -1)).movedim(-2, 1)  # channels last: long runs to copy
+    for i, (k, s, d) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation)): x = x.unfold(2 + i, d * (k - 1) + 1, s)[..., ::d]
+    x = x.movedim(2 + n, -1)  # (B G positions kernel channels)
     x = x.contiguous() if room is None else _room(room, "patches", x.shape, x).copy_(x)
-    return x.view(x.shape[0], x.shape[1] * math.prod(conv.kernel_size), -1)
+    return x.view(*x.shape[:2], math.prod(x.shape[2:2 + n]), -1).transpose(2, 3)
 
 def _room(room: dict[str, Tensor],  # Memory by name
           key: str,  # Name
@@ -183,66 +199,72 @@ def _room(room: dict[str, Tensor],  # Memory by name
     if key not in room or room[key].numel() < size: room[key] = like.new_empty(size)
     return room[key][:size].view(shape)
 
-def _fold(t: Tensor,  # (B*r C T): r calls' worth of rows per example, in example order
+def _fold(t: Tensor,  # (B*r G d T): r calls' worth of rows per example, in example order
           n: int,  # B
-          groups: int = 1,  # G
-         ) -> Tensor:  # (B G C/G r*T)
-    "Bring rows back to examples and split the channels into groups."
-    r = t.shape[0] // n
-    if r == 1: return t.reshape(n, groups, -1, t.shape[2])
-    return t.reshape(n, r, groups, -1, t.shape[2]).permute(0, 2, 3, 1, 4).flatten(3)
+         ) -> Tensor:  # (B G d r*T)
+    "Bring rows back to examples: the calls are laid side by side along T."
+    return t if len(t) == n else t.unflatten(0, (n, -1)).permute(0, 2, 3, 1, 4).flatten(3)
 
 # %% ../nbs/50_similarity.ipynb #89bad74b
-def _linear_parts(m: nn.Linear,  # The module
-                  a: Tensor,  # Its input, (B*r ...)
-                  d: Tensor,  # Gradient at its output, (B*r ...)
-                  n: int,  # B
-                  room: dict[str, Tensor] | None,  # Memory to use again, for patches
-                 ) -> dict[str, Any]:  # Parameter's local name -> `Outer` or dense (B m)
-    "Linear: inputs (B T p) and output gradients (B T q); the bias sums over T."
+def _linear_weight(m: nn.Linear,  # The module
+                   a: Tensor,  # Its input, (B*r ...)
+                   d: Tensor,  # Gradient at its output, (B*r ...)
+                   n: int,  # B
+                   room: dict[str, Tensor] | None,  # Not needed here
+                  ) -> Outer:  # Factors
+    "Linear: inputs (B T p) and output gradients (B T q)."
     a, d = a.reshape(n, -1, m.in_features).transpose(1, 2), d.reshape(n, -1, m.out_features).transpose(1, 2)
-    return {"weight": Outer(d[:, None], a[:, None], m.out_features), "bias": d.sum(2)}
+    return Outer(d[:, None], a[:, None], m.out_features)
 
-def _conv_parts(m: nn.Module,  # The module
-                a: Tensor,  # Its input, (B*r ...)
-                d: Tensor,  # Gradient at its output, (B*r ...)
-                n: int,  # B
-                room: dict[str, Tensor] | None,  # Memory to use again, for patches
-               ) -> dict[str, Any]:  # Parameter's local name -> `Outer` or dense (B m)
+def _conv_weight(m: nn.Module,  # The module
+                 a: Tensor,  # Its input, (B*r C ...)
+                 d: Tensor,  # Gradient at its output, (B*r C' ...)
+                 n: int,  # B
+                 room: dict[str, Tensor] | None,  # Memory to use again, for patches
+                ) -> Outer:  # Factors
     "Convolution: a Linear on patches, group by group."
-    d = _fold(d.flatten(2), n, m.groups)
-    return {"weight": Outer(d, _fold(_patches(m, a, room), n, m.groups), m.out_channels // m.groups), "bias": d.sum(3).flatten(1)}
+    return Outer(_fold(d.flatten(2).unflatten(1, (m.groups, -1)), n), _fold(_patches(m, a, room), n), m.out_channels // m.groups, kernel=math.prod(m.kernel_size))
 
-def _norm_parts(m: nn.Module,  # The module
-                a: Tensor,  # Its input, (B*r ...)
-                d: Tensor,  # Gradient at its output, (B*r ...)
-                n: int,  # B
-                room: dict[str, Tensor] | None,  # Memory to use again, for patches
-               ) -> dict[str, Any]:  # Parameter's local name -> `Outer` or dense (B m)
-    "Normalisation: the weight multiplies the normalised input, the bias is added."
+def _embedding_weight(m: nn.Embedding,  # The module
+                      a: Tensor,  # Its input, (B*r ...) integers
+                      d: Tensor,  # Gradient at its output, (B*r ... e)
+                      n: int,  # B
+                      room: dict[str, Tensor] | None,  # Not needed here
+                     ) -> Outer:  # Factors
+    "Embedding: the gradient of row v sums over the positions that hold token v, the padding token excepted."
+    a, d = a.reshape(n, -1), d.reshape(n, -1, m.embedding_dim)
+    if m.padding_idx is not None: d = d * (a != m.padding_idx)[..., None]
+    return Outer(a.long(), d.transpose(1, 2)[:, None], m.num_embeddings)
+
+# %% ../nbs/50_similarity.ipynb #853f26ef
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+def _norm_weight(m: nn.Module,  # BatchNorm, LayerNorm, GroupNorm or RMSNorm
+                 a: Tensor,  # Its input, (B*r ...)
+                 d: Tensor,  # Gradient at its output, (B*r ...)
+                 n: int,  # B
+                 room: dict[str, Tensor] | None,  # Not needed here
+                ) -> Tensor:  # (B m)
+    "Normalisation: the weight multiplies the normalised input."
     if isinstance(m, nn.LayerNorm): z = F.layer_norm(a, m.normalized_shape, None, None, m.eps)
     elif isinstance(m, nn.RMSNorm): z = F.rms_norm(a, m.normalized_shape, None, m.eps)
     elif isinstance(m, nn.GroupNorm): z = F.group_norm(a, m.num_groups, None, None, m.eps)
     else: z = F.batch_norm(a, m.running_mean, m.running_var, None, None, False, 0.0, m.eps)
-    if isinstance(m, (nn.LayerNorm, nn.RMSNorm)): total = lambda t: t.reshape(n, -1, math.prod(m.normalized_shape)).sum(1)
-    else: total = lambda t: _fold(t.reshape(*t.shape[:2], -1), n).sum((1, 3))
-    return {"weight": total(d * z), "bias": total(d)}
+    return _summed(m, d * z, n)
 
-def _embedding_parts(m: nn.Embedding,  # The module
-                     a: Tensor,  # Its input, (B*r ...)
-                     d: Tensor,  # Gradient at its output, (B*r ...)
-                     n: int,  # B
-                     room: dict[str, Tensor] | None,  # Memory to use again, for patches
-                    ) -> dict[str, Any]:  # Parameter's local name -> `Outer` or dense (B m)
-    "Embedding: the gradient of row v sums over the positions that hold token v, the padding token excepted."
-    a, d = a.reshape(n, -1), d.reshape(n, -1, m.embedding_dim)
-    if m.padding_idx is not None: d = d * (a != m.padding_idx)[..., None]
-    return {"weight": Outer(a.long(), d.transpose(1, 2)[:, None], m.num_embeddings)}
+def _summed(m: nn.Module,  # The module
+            d: Tensor,  # (B*r ...), a gradient with the shape of its output
+            n: int,  # B
+           ) -> Tensor:  # (B m)
+    "Sum over everything but the values of the bias: that is the bias's gradient."
+    if isinstance(m, (nn.Linear, nn.LayerNorm, nn.RMSNorm)):
+        own = m.out_features if isinstance(m, nn.Linear) else math.prod(m.normalized_shape)
+        return d.reshape(n, -1, own).sum(1)
+    per_call = d.flatten(2).sum(2) if d.ndim > 2 else d
+    return per_call if len(d) == n else per_call.unflatten(0, (n, -1)).sum(1)
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_PARTS = {nn.Linear: _linear_parts, nn.Conv1d: _conv_parts, nn.Conv2d: _conv_parts, nn.Conv3d: _conv_parts,
-          nn.LayerNorm: _norm_parts, nn.GroupNorm: _norm_parts, nn.RMSNorm: _norm_parts, nn.Embedding: _embedding_parts,
-          **dict.fromkeys(_BATCH_NORMS, _norm_parts)}
+_WEIGHTS = {nn.Linear: _linear_weight, nn.Conv1d: _conv_weight, nn.Conv2d: _conv_weight, nn.Conv3d: _conv_weight, nn.Embedding: _embedding_weight,
+            nn.LayerNorm: _norm_weight, nn.GroupNorm: _norm_weight, nn.RMSNorm: _norm_weight, **dict.fromkeys(_BATCH_NORMS, _norm_weight)}
 
 # %% ../nbs/50_similarity.ipynb #f2c12558
 @dataclass
@@ -257,6 +279,18 @@ class _Use:
              ) -> None:
         "Tensor hook: keep the gradient."
         self.d = grad.detach()
+
+    def part(self,
+             local: str,  # "weight" or "bias"
+             n: int,  # B
+             examples: slice = slice(None),  # Which of the n
+             room: dict[str, Tensor] | None = None,  # Memory to use again
+            ) -> Any:  # `Outer` or dense (b m)
+        "Gradient of one parameter from this call, for some of the examples."
+        calls, count = len(self.d) // n, len(range(n)[examples])
+        rows = slice(range(n)[examples].start * calls, range(n)[examples].stop * calls)
+        a, d = self.a[rows], self.d[rows]
+        return _summed(self.module, d, count) if local == "bias" else _WEIGHTS[type(self.module)](self.module, a, d, count, room)
 
 @contextmanager
 def _tapping(modules: Sequence[nn.Module],  # Modules to watch
@@ -296,15 +330,35 @@ def _record(model: nn.Module,  # Model to explain
             x: Tensor,  # Inputs, (B ...)
             y: Tensor,  # Labels or targets
             loss: Loss,  # See `loss_terms`
+            layout: torch.memory_format = torch.preserve_format,  # See `_picture_layout`
            ) -> tuple[list[_Use], Tensor, Tensor]:  # Calls, scale (B,), output
     "One forward and one backward for the whole batch."
     with _frozen(model), _tapping(modules) as (uses, anchors):
-        output = unwrap_output(model(x.clone() if x.is_inference() else x))
+        output = unwrap_output(model(_laid_out(x.clone() if x.is_inference() else x, layout)))
         if loss == "ce" and bool(((y < 0) | (y >= output.shape[-1])).any()):
             raise ValueError(f"labels outside 0 ... {output.shape[-1] - 1}: {y.unique().tolist()[:10]}")
         terms, factor = loss_terms(loss, output, y)
         if anchors and terms.requires_grad: torch.autograd.grad(terms.sum(), anchors, allow_unused=True)
     return [u for u in uses if u.d is not None], factor, check_finite("the model output", output.detach())
+
+# %% ../nbs/50_similarity.ipynb #5a052433
+def _picture_layout(model: nn.Module,  # Model to explain
+                    x: Tensor,  # A few inputs, (B ...)
+                   ) -> torch.memory_format:  # Channels last where it helps and changes nothing
+    "On a CPU convolution and pooling are faster with channels last; a model that cannot take it (some use `view`) is fed as usual."
+    if x.ndim != 4 or x.device.type != "cpu" or not any(isinstance(m, nn.Conv2d) for m in model.modules()): return torch.preserve_format
+    with torch.no_grad(), eval_mode(model):
+        want = unwrap_output(model(x))
+        try: got = unwrap_output(model(_laid_out(x, torch.channels_last)))
+        except RuntimeError: return torch.preserve_format
+    close = got.shape == want.shape and torch.allclose(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
+    return torch.channels_last if close else torch.preserve_format
+
+def _laid_out(x: Tensor,  # Inputs, (B ...)
+              layout: torch.memory_format,  # Wanted layout
+             ) -> Tensor:  # The same values
+    "A copy in the layout; `contiguous` alone would leave a single channel as it is."
+    return torch.empty_like(x, memory_format=layout).copy_(x) if layout == torch.channels_last else x
 
 # %% ../nbs/50_similarity.ipynb #8f09ae76
 def _merge(parts: list,  # `Outer` or dense (B m), one for each use of the parameter
@@ -312,33 +366,26 @@ def _merge(parts: list,  # `Outer` or dense (B m), one for each use of the param
     "Several uses of one parameter: factors are laid side by side along the positions, dense gradients are added."
     if len(parts) == 1: return parts[0]
     if not all(isinstance(p, Outer) for p in parts):
-        return sum(p.explicit() if isinstance(p, Outer) else p for p in parts)
+        return sum(_as_stored(p.explicit(), p.kernel, p.right.shape[2]) if isinstance(p, Outer) else p for p in parts)
     if len({p.left.dtype == torch.int64 for p in parts}) == 1: left = torch.cat([p.left for p in parts], -1)
     else: left = torch.cat([p.dense_left() for p in parts], -1)
-    return Outer(left, torch.cat([p.right for p in parts], -1), parts[0].rows)
+    return Outer(left, torch.cat([p.right for p in parts], -1), parts[0].rows, kernel=parts[0].kernel)
 
-def _parts(uses: list[_Use],  # Calls of the tapped modules
-           names: dict[int, str],  # id of a parameter -> its name
-           n: int,  # B
-           ghost: frozenset[str] = frozenset(),  # Weights kept as factors: they take their layer's bias along
-           room: dict[str, Tensor] | None = None,  # Memory that the next parameter may overwrite
-          ) -> Iterator[tuple[str, Any]]:  # Name of a parameter, and its `Outer` or dense gradient
-    "The gradient of each tapped parameter, one after the other; tied and reused ones are merged."
+def _owners(uses: list[_Use],  # Calls of the tapped modules
+            names: dict[int, str],  # id of a parameter -> its name
+           ) -> dict[str, list[tuple[_Use, str]]]:  # Parameter -> the calls it took part in, and its name in the module
+    "Which calls each parameter took part in: several for tied weights and reused modules."
     owners: dict[str, list] = {}
     for u in uses:
         for local, p in u.module._parameters.items():
             if id(p) in names: owners.setdefault(names[id(p)], []).append((u, local))
-    made: dict[int, dict] = {}
-    for name, users in owners.items():
-        if not users: continue  # a bias that its weight took along
-        for u, _ in users:
-            if id(u) not in made: made[id(u)] = _PARTS[type(u.module)](u.module, u.a, u.d, n, None if name in ghost or len(users) > 1 else room)
-        part, bias = _merge([made[id(u)].pop(local) for u, local in users]), users[0][0].module._parameters.get("bias")
-        if name in ghost and bias is not None and len(users) == len(owners.get(names.get(id(bias)), ())) == 1:
-            part = Outer(part.left, part.right, part.rows, bias=True)
-            made[id(users[0][0])].pop("bias")
-            owners[names[id(bias)]].clear()
-        yield name, part
+    return owners
+
+def _whole_part(users: list[tuple[_Use, str]],  # Calls of one parameter
+                n: int,  # B
+               ) -> Any:  # `Outer` or dense (B m)
+    "The gradient of one parameter, all examples at once."
+    return _merge([u.part(local, n) for u, local in users])
 
 # %% ../nbs/50_similarity.ipynb #73ffeb05
 @dataclass(frozen=True)
@@ -347,8 +394,11 @@ class Coverage:
     how: dict[str, str]  # Parameter name -> "outer" (factors), "dense" (small, explicit), "vmap" or "skip"
     size: dict[str, int]  # Parameter name -> number of values
     shape: dict[str, tuple[int, int, int, int]]  # Name of an "outer" weight -> (G, q, p, T)
+    calls: dict[str, int]  # Parameter -> number of module calls it takes part in, 1 but for tied weights and reused modules
+    kernel: dict[str, tuple[int, int]]  # Name of a convolution's weight -> positions in its kernel, times channels
     residual: float  # Largest relative error over parameters, against one backward per example on the probe
     activation: int  # Values recorded per example in one pass, for the memory plan
+    layout: torch.memory_format  # Layout in which the model is fed
     probe: int  # Number of examples in the probe
 
     @property
@@ -397,15 +447,18 @@ def coverage(model: nn.Module,  # Model to explain; parameters with requires_gra
     "Compare the tapped gradients with a loop on a small probe, and decide how each parameter is computed."
     if on_missing not in ("error", "vmap", "skip"): raise ValueError(f"on_missing is {on_missing!r}; use 'error', 'vmap' or 'skip'")
     names = _chosen(model, parameters)
-    uses = _record(model, _tapped(model, names), x, y, loss)[0]
-    found = dict(_parts(uses, {id(p): n for n, p in names.items()}, len(x)))
+    layout = _picture_layout(model, x)
+    uses = _record(model, _tapped(model, names), x, y, loss, layout)[0]
+    owners = _owners(uses, {id(p): n for n, p in names.items()})
+    found = {n: _whole_part(users, len(x)) for n, users in owners.items()}
     error = _relative_errors(found, loop_gradients(model, x, y, loss, list(names)))
     bad = [n for n in names if error.get(n, math.inf) > (1e-8 if x.dtype == torch.float64 else 1e-2)]
     if bad and on_missing == "error": raise LayerError(_missing(model, bad))
     how = {n: on_missing if n in bad else "outer" if isinstance(found[n], Outer) else "dense" for n in names}
     shape = {n: (p.right.shape[1], p.rows, p.right.shape[2], p.right.shape[3]) for n, p in found.items() if how[n] == "outer"}
-    return Coverage(how, {n: p.numel() for n, p in names.items()}, shape, max((error[n] for n in names if n not in bad), default=0.0),
-                    sum(u.a.numel() + u.d.numel() for u in uses) // len(x), len(x))
+    kernel = {n: (found[n].kernel, p) for n, (_, _, p, _) in shape.items() if found[n].kernel > 1}
+    return Coverage(how, {n: p.numel() for n, p in names.items()}, shape, {n: len(u) for n, u in owners.items()}, kernel, max((error[n] for n in names if n not in bad), default=0.0),
+                    sum(u.a.numel() + u.d.numel() for u in uses) // len(x), layout, len(x))
 
 # %% ../nbs/50_similarity.ipynb #f67bc7b9
 def _chosen(model: nn.Module,  # Model to explain
@@ -424,7 +477,7 @@ def _tapped(model: nn.Module,  # Model to explain
     for path, m in model.named_modules():
         if isinstance(m, _BATCH_NORMS) and m.running_mean is None:
             raise LayerError(f"layer {path!r} uses the statistics of its batch, so no example has a gradient of its own; build it with track_running_stats=True")
-    return [m for m in model.modules() if type(m) in _PARTS and any(id(p) in ids for p in m._parameters.values())]
+    return [m for m in model.modules() if type(m) in _WEIGHTS and any(id(p) in ids for p in m._parameters.values())]
 
 def _relative_errors(found: dict[str, Any],  # Tapped gradients
                      want: dict[str, Tensor],  # Loop gradients, (B m)
@@ -432,7 +485,7 @@ def _relative_errors(found: dict[str, Any],  # Tapped gradients
     "Distance of each tapped parameter from the loop."
     largest = max(float(g.norm(dim=1).max()) for g in want.values())
     def one(part, ref):
-        got = part.explicit() if isinstance(part, Outer) else part
+        got = _as_stored(part.explicit(), part.kernel, part.right.shape[2]) if isinstance(part, Outer) else part
         return float((got - ref).norm(dim=1).max()) / max(float(ref.norm(dim=1).max()), 1e-6 * largest, 1e-30)
     return {n: one(p, want[n]) for n, p in found.items()}
 
@@ -460,51 +513,98 @@ def _vmap_gradients(model: nn.Module,  # Model to explain
 
 # %% ../nbs/50_similarity.ipynb #fc49c481
 @dataclass(frozen=True)
+class _Slots:
+    "Where the explicit gradient of each parameter lies in the rows of a tile."
+    of: dict[str, tuple[str, slice]]  # Parameter -> group, and columns in the group's matrix
+    width: dict[str, int]  # Group -> columns
+
+    def room(self,
+             n: int,  # Rows
+             like: Tensor,  # Gives dtype and device
+            ) -> dict[str, Tensor]:  # Group -> (n width), uninitialised
+        "Matrices for n examples."
+        return {g: like.new_empty(n, w) for g, w in self.width.items()}
+
+def _slots(cov: Coverage,  # What `coverage` found
+           ghost: frozenset[str],  # Weights kept as factors
+           group: Callable[[str], str],  # Parameter -> group; each group is one matrix and enters one product
+          ) -> _Slots:
+    "Lay the explicit parameters of each group side by side."
+    of, width = {}, {}
+    for n in cov.names:
+        if n in ghost or _taken_along(n, cov, ghost): continue
+        g, size = group(n), cov.size[n]
+        of[n], width[g] = (g, slice(width.get(g, 0), width.get(g, 0) + size)), width.get(g, 0) + size
+    return _Slots(of, width)
+
+def _taken_along(name: str,  # Parameter
+                 cov: Coverage,  # What `coverage` found
+                 ghost: frozenset[str],  # Weights kept as factors
+                ) -> bool:  # True for the bias of one of them, if both are used once
+    "Whether a weight's factors count this bias, as a constant input."
+    weight = name[:-4] + "weight"
+    return name.rpartition(".")[2] == "bias" and weight in ghost and cov.calls.get(name) == cov.calls.get(weight) == 1
+
+@dataclass(frozen=True)
 class _Tile:
-    "Gradients of a batch of examples, each parameter in the cheaper of two forms."
-    parts: dict[str, Any]  # Parameter name, or a group of small ones -> explicit (B m), or `Outer` factors
-    norm2: dict[str, Tensor]  # The same names -> squared norms, (B,)
+    "Gradients of some examples, each parameter in the cheaper of two forms."
+    rows: dict[str, Tensor]  # Group -> explicit gradients, (B m)
+    ghosts: dict[str, Outer]  # Weight -> factors
+    norm2: dict[str, Tensor]  # Parameter -> squared norms, (B,)
     factor: Tensor  # (B,), loss gradient = factor * stored gradient
     output: Tensor  # Model output, (B ...)
 
+# %% ../nbs/50_similarity.ipynb #80e751b2
 def _tile(model: nn.Module,  # Model to explain
           cov: Coverage,  # What `coverage` found
           ghost: frozenset[str],  # Weights kept as factors
+          slots: _Slots,  # Where the others go
           x: Tensor,  # Inputs, (B ...)
           y: Tensor,  # Labels or targets
           loss: Loss,  # See `loss_terms`
-          pack: Callable[[str], str] | None = None,  # Group of a parameter; small explicit ones of a group are put side by side
-          room: dict[str, Tensor] | None = None,  # Memory that the next call may overwrite
+          rows: dict[str, Tensor] | None = None,  # Group -> matrix to write to, (B m); None: a new one
+          room: dict[str, Tensor] | None = None,  # Memory for what is between, used again by the next call
          ) -> _Tile:
     "One forward, one backward; each gradient is made explicit once and kept for every pair it enters."
     names = {n: p for n, p in model.named_parameters() if n in cov.how}
-    uses, factor, output = _record(model, _tapped(model, names), x, y, loss)
-    ids = {id(p): n for n, p in names.items() if cov.how[n] in ("outer", "dense")}
-    make = lambda n, p: p.explicit(None if room is None else _room(room, n, (len(x), cov.size[n]), p.right))
-    parts = {n: p if n in ghost or not isinstance(p, Outer) else make(n, p) for n, p in _parts(uses, ids, len(x), ghost, room)}
+    uses, factor, output = _record(model, _tapped(model, names), x, y, loss, cov.layout)
+    owners = _owners(uses, {id(p): n for n, p in names.items() if cov.how[n] in ("outer", "dense")})
+    if odd := [n for n in cov.names if cov.how[n] != "vmap" and len(owners.get(n, ())) != cov.calls[n]]:
+        raise LayerError(f"{odd} took part in another number of calls than in the probe; models whose layers depend on the batch are not supported")
+    rows, room = slots.room(len(x), factor) if rows is None else rows, {} if room is None else room
+    ghosts, norm2 = {n: replace(_whole_part(owners[n], len(x)), bias=_taken_along(n[:-6] + "bias", cov, ghost)) for n in ghost}, {}
     rest = [n for n, how in cov.how.items() if how == "vmap"]
-    if rest: parts |= _vmap_gradients(model, x, y, loss, rest)
-    if short := [n for n in cov.names if n not in parts and not _bias_of(n, ghost)]:
-        raise LayerError(f"{short} took no part in this batch though they did in the probe; models whose layers depend on the batch are not supported")
-    if pack: parts = _packed(parts, pack)
-    return _Tile(parts, {n: ghost_norm2(p) if isinstance(p, Outer) else _square(p) for n, p in parts.items()}, factor, output)
+    slow = _vmap_gradients(model, x, y, loss, rest) if rest else {}
+    for n, (group, columns) in slots.of.items():
+        out = rows[group][:, columns]
+        if n in slow: norm2[n] = _square(out.copy_(slow[n]))
+        else: norm2[n] = _write_rows(owners[n], len(x), out, _step(cov, n, out), room)
+    return _Tile(rows, ghosts, norm2 | {n: ghost_norm2(p) for n, p in ghosts.items()}, factor, output)
 
-# %% ../nbs/50_similarity.ipynb #c499dbca
-def _bias_of(name: str,  # Parameter name
-             ghost: frozenset[str],  # Weights kept as factors
-            ) -> bool:  # True for the bias of one of them
-    "Whether a weight takes this parameter along."
-    return name.rpartition(".")[2] == "bias" and name[:-4] + "weight" in ghost
+# %% ../nbs/50_similarity.ipynb #6b99821c
+def _write_rows(users: list[tuple[_Use, str]],  # Calls of one parameter
+                n: int,  # B
+                out: Tensor,  # (B m), where the gradients go
+                step: int,  # Examples at a time
+                room: dict[str, Tensor],  # Memory for patches
+               ) -> Tensor:  # (B,), squared norms
+    "Gradients of one parameter, a few examples at a time, so that patches and products stay in the cache."
+    norm2 = []
+    for i in range(0, n, step):
+        some, to = slice(i, min(n, i + step)), out[i:i + step]
+        part = _merge([u.part(local, n, some, room if len(users) == 1 else None) for u, local in users])
+        norm2.append(_square(part.explicit(to) if isinstance(part, Outer) else to.copy_(part)))
+    return torch.cat(norm2)
 
-def _packed(parts: dict[str, Any],  # Parameter name -> gradients
-            group: Callable[[str], str],  # Parameter name -> group
-            small: int = 1024,  # Values below which a copy is cheaper than a product of its own
-           ) -> dict[str, Any]:  # Large ones under their names, small ones side by side under "group:"
-    "Put the small explicit gradients of a group side by side: one product instead of many thin ones."
-    thin = {n: p for n, p in parts.items() if isinstance(p, Tensor) and p.shape[1] < small}
-    groups: dict[str, list[Tensor]] = {}
-    for n, p in thin.items(): groups.setdefault(group(n) + ":", []).append(p)
-    return {n: p for n, p in parts.items() if n not in thin} | {g: torch.cat(ps, 1) for g, ps in groups.items()}
+def _step(cov: Coverage,  # Shapes of the weights
+          name: str,  # Parameter
+          out: Tensor,  # (B m), where its gradients go
+          cache: int = 2**21,  # Bytes
+         ) -> int:  # Examples at a time: what fits into the cache of a CPU core, all of them elsewhere
+    "How many examples' factors are worked on at once."
+    if name not in cov.shape or out.device.type != "cpu": return len(out)
+    g, q, p, t = cov.shape[name]
+    return max(1, cache // (g * (p * (q + t) + q * t) * out.element_size()))
 
 # %% ../nbs/50_similarity.ipynb #7d5cd306
 def example_gradients(model: nn.Module,  # Model to explain
@@ -513,11 +613,13 @@ def example_gradients(model: nn.Module,  # Model to explain
                       loss: Loss = "ce",  # See `loss_terms`
                       parameters: str = "*",  # Shell pattern of parameter names
                       on_missing: str = "error",  # See `coverage`
-                     ) -> tuple[dict[str, Tensor], Tensor]:  # Parameter name -> (B m) direction gradients, and the factor (B,)
-    "Explicit per-example gradients, for small batches: the loss gradient is factor times the returned one."
+                      factors: bool = False,  # True: weights stay `Outer` and take their biases along, as the Kronecker sketch wants them
+                     ) -> tuple[dict[str, Any], Tensor]:  # Parameter name -> (B m) direction gradients, and the factor (B,)
+    "Per-example gradients of a small batch, explicit by default: the loss gradient is factor times the returned one."
     cov = coverage(model, x[:2], y[:2], loss, parameters, on_missing)
-    tile = _tile(model, cov, frozenset(), x, y, loss)
-    return {n: tile.parts[n] for n in cov.names}, tile.factor
+    ghost = frozenset(cov.shape) if factors else frozenset()
+    tile = _tile(model, cov, ghost, slots := _slots(cov, ghost, lambda n: n), x, y, loss)
+    return tile.ghosts | {n: _as_stored(tile.rows[n], *cov.kernel.get(n, (1, 1))) for n in slots.of}, tile.factor
 
 # %% ../nbs/50_similarity.ipynb #9c0d9608
 def plan_ghosts(cov: Coverage,  # Shapes of the weights
@@ -547,6 +649,7 @@ def plan_tiles(cov: Coverage,  # Shapes of the weights
                itemsize: int = 4,  # Bytes per number
               ) -> TilePlan:  # Raises ValueError if one example does not fit
     "Fit a resident tile of test gradients and a streamed batch of training gradients into the budget."
+    if batch_size < 1: raise ValueError(f"batch_size is {batch_size}, expected a positive number")
     kept = sum((cov.shape[n][0] * (cov.shape[n][1] + cov.shape[n][2]) * cov.shape[n][3]) if n in ghost else cov.size[n] for n in cov.names)
     work = max([g * t * (p + q) + (0 if n in ghost else g * p * q) for n, (g, q, p, t) in cov.shape.items()], default=0)
     row, once = kept * itemsize, (3 * cov.activation + 2 * work + kept) * itemsize
@@ -606,7 +709,7 @@ class Gram:
               ) -> Tensor:  # (B_test B_train), larger is more similar; "gc" in [-1, 1], 0 where a gradient is zero
         "Gradient cosine, inner product of loss gradients, minus their distance, the inner product without the scales, or the mean of layer cosines."
         a, b = self.test_factor[:, None], self.train_factor[None]
-        if name == "gc": return self.dot / _safe(self.test_norm[:, None] * self.train_norm[None])
+        if name == "gc": return self.dot / _safe(self.test_norm[:, None]) / _safe(self.train_norm)
         if name == "gd": return self.dot * a * b
         if name == "margin_dot": return self.dot
         if name == "grad_l2": return -((a * self.test_norm[:, None])**2 + (b * self.train_norm[None])**2 - 2 * a * b * self.dot).clamp_min(0).sqrt()
@@ -638,49 +741,38 @@ def gradient_gram(model: nn.Module,  # Model to explain, its parameters with req
     if not n * m: raise ValueError(f"{n} test and {m} training examples; both must be positive")
     cov = coverage(model, *_take(train, range(min(2, m)), device), loss, parameters, on_missing)
     plan = plan_tiles(cov, ghost := plan_ghosts(cov, n, m), n, m, memory, batch_size, next(model.parameters()).element_size())
-    out, room = _Sums(n, m, layer_mean, cov), {}
-    tile = lambda x, y, room=None: _tile(model, cov, ghost, x, y, loss, out.group, room)
+    out = _Sums(n, m, layer_mean, cov)
+    slots, room, like = _slots(cov, ghost, out.group), {}, next(model.parameters())
+    stream = slots.room(min(plan.batch, m), like)
+    make = lambda x, y, rows: _tile(model, cov, ghost, slots, x, y, loss, rows, room)
     for lo in range(0, n, plan.test_rows):
-        rows = _resident_tile(tile, test, lo, min(n, lo + plan.test_rows), plan.batch, device)
-        for j, x, y in _batches(train, 0, m, plan.batch, device, progress): out.add(lo, rows, j, tile(x, y, room))
+        hi = min(n, lo + plan.test_rows)
+        tile = _resident_tile(make, slots.room(hi - lo, like), _batches(test, lo, hi, plan.batch, device))
+        for j, x, y in _batches(train, 0, m, plan.batch, device, progress):
+            out.add(lo, tile, j, make(x, y, _some_rows(stream, 0, len(x))))
     return out.finish()
 
 # %% ../nbs/50_similarity.ipynb #153d8bc5
-def _resident_tile(tile: Callable,  # (x, y) -> _Tile
-                   data: Examples,  # Queries
-                   start: int,  # First one
-                   stop: int,  # One past the last
-                   batch: int,  # Examples in one pass
-                   device: torch.device,  # Where to
-                  ) -> _Tile:  # Gradients of rows start ... stop - 1
-    "Gradients of a tile, made batch by batch and written into place."
-    full = None
-    for i, x, y in _batches(data, start, stop, batch, device):
-        one = tile(x, y)
-        if i == start and i + len(x) == stop: return one
-        if full is None: full = _empty_like(one, stop - start)
-        _write(full, one, i - start)
-    return full
+def _some_rows(rows: dict[str, Tensor],  # Group -> matrix
+               start: int,  # First row
+               stop: int,  # One past the last
+              ) -> dict[str, Tensor]:  # Views
+    "Some rows of every matrix."
+    return {g: t[start:stop] for g, t in rows.items()}
 
-def _empty_like(tile: _Tile,  # Gradients of some examples
-                n: int,  # Rows wanted
-               ) -> _Tile:  # Uninitialised
-    "Room for n rows."
-    room = lambda t: t.new_empty((n, *t.shape[1:]))
-    parts = {k: Outer(room(p.left), room(p.right), p.rows, p.bias) if isinstance(p, Outer) else room(p) for k, p in tile.parts.items()}
-    return _Tile(parts, {k: room(t) for k, t in tile.norm2.items()}, room(tile.factor), room(tile.output))
-
-def _write(full: _Tile,  # Room
-           one: _Tile,  # Gradients of some examples
-           at: int,  # Row to start at
-          ) -> None:
-    "Copy a batch into place."
-    to = slice(at, at + len(one.factor))
-    for k, p in one.parts.items():
-        if isinstance(p, Outer): full.parts[k].left[to], full.parts[k].right[to] = p.left, p.right
-        else: full.parts[k][to] = p
-        full.norm2[k][to] = one.norm2[k]
-    full.factor[to], full.output[to] = one.factor, one.output
+def _resident_tile(make: Callable,  # (x, y, rows) -> _Tile
+                   rows: dict[str, Tensor],  # Where the explicit gradients go
+                   batches: Iterator[tuple[int, Tensor, Tensor]],  # Position, inputs, labels
+                  ) -> _Tile:  # Gradients of all of them
+    "Gradients of a tile, made batch by batch, the explicit ones in place."
+    tiles, at = [], 0
+    for _, x, y in batches:
+        tiles.append(make(x, y, _some_rows(rows, at, at + len(x))))
+        at += len(x)
+    if len(tiles) == 1: return tiles[0]
+    ghosts = {n: replace(p, left=torch.cat([t.ghosts[n].left for t in tiles]), right=torch.cat([t.ghosts[n].right for t in tiles])) for n, p in tiles[0].ghosts.items()}
+    norm2 = {n: torch.cat([t.norm2[n] for t in tiles]) for n in tiles[0].norm2}
+    return _Tile(rows, ghosts, norm2, torch.cat([t.factor for t in tiles]), torch.cat([t.output for t in tiles]))
 
 # %% ../nbs/50_similarity.ipynb #b0ba95b5
 class _Sums:
@@ -696,10 +788,10 @@ class _Sums:
         self.n_layers = len({n.rpartition(".")[0] for n in cov.names})
 
     def group(self,
-              name: str,  # Parameter name, or the name of a packed group
+              name: str,  # Parameter
              ) -> str:  # Its layer, or "" where only the sum is asked for
         "What is summed before the cosine."
-        return (name[:-1] if name.endswith(":") else name.rpartition(".")[0]) if self.layer_mean else ""
+        return name.rpartition(".")[0] if self.layer_mean else ""
 
     def add(self,
             i: int,  # First test row
@@ -707,19 +799,16 @@ class _Sums:
             j: int,  # First training row
             b: _Tile,  # Training gradients
            ) -> None:
-        "Add one block of pairs."
+        "Add one block of pairs, group by group."
         if self.dot is None: self._start(a.factor)
-        rows, cols = slice(i, i + len(a.factor)), slice(j, j + len(b.factor))
-        layers: dict[str, list[str]] = {}
-        for k in a.parts: layers.setdefault(self.group(k), []).append(k)
-        for names in layers.values():
-            part = _sum_products([(a.parts[k], b.parts[k]) for k in names])
-            self.dot[rows, cols] += part
-            if self.layer_mean:
-                na, nb = (sum(t.norm2[k] for k in names).sqrt() for t in (a, b))
-                self.mean[rows, cols] += part / _safe(na[:, None] * nb[None]) / self.n_layers
-        for side, where, t in ((0, rows, a), (1, cols, b)):
-            self.norm[side][where], self.factor[side][where] = sum(t.norm2.values()).sqrt(), t.factor
+        at, total = (slice(i, i + len(a.factor)), slice(j, j + len(b.factor))), [0, 0]
+        for g in dict.fromkeys(self.group(n) for n in a.norm2):
+            part = _products(a, b, g, [n for n in a.ghosts if self.group(n) == g])
+            self.dot[at] += part
+            norms = [sum(v for n, v in t.norm2.items() if self.group(n) == g) for t in (a, b)]
+            if self.layer_mean: self.mean[at] += part / _safe((norms[0][:, None] * norms[1]).sqrt()) / self.n_layers
+            total = [s + v for s, v in zip(total, norms)]
+        for side, t in enumerate((a, b)): self.norm[side][at[side]], self.factor[side][at[side]] = total[side].sqrt(), t.factor
 
     def _start(self,
                like: Tensor,  # Gives dtype and device
@@ -736,14 +825,14 @@ class _Sums:
             if dead := int((norm == 0).sum()): warnings.warn(f"{dead} of {len(norm)} {what} examples have a zero gradient; their cosine is set to 0", stacklevel=3)
         return Gram(self.dot, self.mean, *self.norm, *self.factor, self.cov)
 
-def _sum_products(pairs: list[tuple[Any, Any]],  # (B1 m) and (B2 m), or two `Outer`, for each parameter
-                 ) -> Tensor:  # (B1 B2)
-    "Sum of the inner products of some parameters."
-    total = None
-    for a, b in pairs:
-        if isinstance(a, Outer): one = ghost_inner(a, b); total = one if total is None else total.add_(one)
-        else: total = a @ b.T if total is None else total.addmm_(a, b.T)
-    return total
+def _products(a: _Tile,  # B1 examples
+              b: _Tile,  # B2 examples
+              group: str,  # Group of explicit gradients
+              ghosts: list[str],  # Weights kept as factors
+             ) -> Tensor:  # (B1 B2)
+    "Inner products over one group: one matrix product for all that is explicit, and the factors."
+    parts = [a.rows[group] @ b.rows[group].T] if group in a.rows else []
+    return functools.reduce(torch.Tensor.add_, parts + [ghost_inner(a.ghosts[n], b.ghosts[n]) for n in ghosts])
 
 # %% ../nbs/50_similarity.ipynb #18b4759f
 def gradient_cosine(model: nn.Module,  # Model to explain
@@ -791,11 +880,12 @@ def _last_states(model: nn.Module,  # Classifier
                 ) -> tuple[Tensor, Tensor, Tensor]:  # Inputs of the last layer (B p), direction residuals (B K), factors (B,)
     "What the gradient of the last layer is made of."
     box, rows, last = [], [], _last_linear(model)
+    layout = _picture_layout(model, _take(data, range(min(2, _size(data))), last.weight.device)[0])
     handle = last.register_forward_hook(lambda m, args, out: box.append((args[0].detach(), out.detach())))
     try:
         with torch.no_grad(), eval_mode(model):
             for _, x, y in _batches(data, 0, _size(data), batch_size, last.weight.device):
-                box.clear(); out = unwrap_output(model(x))
+                box.clear(); out = unwrap_output(model(_laid_out(x, layout)))
                 if len(box) != 1 or box[0][1].shape != out.shape: raise LayerError("the last nn.Linear must run once and give the model's output")
                 with torch.enable_grad():
                     free = out.detach().clone().requires_grad_()
@@ -1005,13 +1095,23 @@ def instance_test(model: nn.Module,  # Classifier
                   **options: Any,  # Passed to `relevance`
                  ) -> Rate:  # Success of each query, rate in [0, 1] with its interval
     "Identical instance test: is a training example its own most relevant one? Ties count as success."
-    device = next(model.parameters()).device
-    x, y = _take(train, range(_size(train)), device)
-    with torch.no_grad(), eval_mode(model): right = unwrap_output(model(x)).argmax(1) == y
-    own = right.nonzero()[:n, 0]
-    scores = relevance(model, (x[own], y[own]), (x, y), [metric], **options)[metric]
-    hits = scores.gather(1, own[:, None])[:, 0] >= scores.amax(1) - 1e-5 * scores.abs().amax(1)
-    return Rate(hits.cpu(), *wilson_interval(float(hits.sum()), len(hits)), int(scores.argmax(1).unique().numel()))
+    return _instance_rates(model, train, [metric], n, options)[metric]
+
+def _instance_rates(model: nn.Module,  # Classifier
+                    train: Examples,  # Training examples
+                    metrics: Sequence[str],  # Names out of `METRICS`
+                    n: int,  # Number of queries
+                    options: dict[str, Any],  # Passed to `relevance`
+                   ) -> dict[str, Rate]:  # One for each metric
+    "The identical instance test of several metrics."
+    x, y = _whole(train)
+    own = (_predict(model, x) == y).nonzero()[:n, 0]
+    rates = {}
+    for metric, scores in relevance(model, (x[own], y[own]), train, metrics, **options).items():
+        scores = scores.cpu()
+        hits = scores.gather(1, own[:, None])[:, 0] >= scores.amax(1) - 1e-5 * scores.abs().amax(1)
+        rates[metric] = Rate(hits, *wilson_interval(float(hits.sum()), len(hits)), int(scores.argmax(1).unique().numel()))
+    return rates
 
 # %% ../nbs/50_similarity.ipynb #6e07dbd5
 def similarity_report(make: Callable[[Examples, int, int], nn.Module],  # (training data, number of classes, seed) -> trained classifier
@@ -1019,17 +1119,18 @@ def similarity_report(make: Callable[[Examples, int, int], nn.Module],  # (train
                       test: Examples,  # Test examples with their true labels
                       *,
                       metrics: Sequence[str] = tuple(METRICS),  # Names out of `METRICS`
-                      tests: Sequence[str] = ("class", "subclass", "random"),  # Which tests
+                      tests: Sequence[str] = ("class", "subclass", "random", "instance"),  # Which tests
                       topk: int = 10,  # The second k of the class test
                       groups: int = 2,  # Superclasses of the subclass test
                       seeds: Sequence[int] = (0,),  # One model, merge and randomisation for each
                       **options: Any,  # Passed to `relevance`
-                     ) -> pd.DataFrame:  # A row for each metric and seed, columns of rates in [0, 1], correlations in [-1, 1], counts
+                     ) -> pd.DataFrame:  # A row for each metric and seed, rates in [0, 1] with ends of their 95 % intervals, correlations in [-1, 1], counts
     "Run the tests of relevance metrics; queries carry the label that the model predicts."
+    if unknown := set(tests) - {"class", "subclass", "random", "instance"}: raise ValueError(f"unknown tests {sorted(unknown)}; choose from class, subclass, random, instance")
     rows = []
     for seed in seeds:
         found: dict[str, dict] = {m: {"metric": m, "seed": seed} for m in metrics}
-        if set(tests) & {"class", "random"}: _class_columns(found, make, train, test, tests, topk, seed, options)
+        if set(tests) & {"class", "random", "instance"}: _class_columns(found, make, train, test, tests, topk, seed, options)
         if "subclass" in tests: _subclass_columns(found, make, train, test, groups, seed, options)
         rows += found.values()
     return pd.DataFrame(rows)
@@ -1056,7 +1157,7 @@ def _class_columns(found: dict[str, dict],  # Rows of the report, filled in plac
                    seed: int,  # Seed
                    options: dict[str, Any],  # Passed to `relevance`
                   ) -> None:
-    "Identical class test and model randomisation."
+    "Identical class test, model randomisation and identical instance test."
     (x, _), (_, y) = _whole(test), _whole(train)
     model = make(train, int(y.max()) + 1, seed)
     label = _predict(model, x)
@@ -1065,8 +1166,10 @@ def _class_columns(found: dict[str, dict],  # Rows of the report, filled in plac
     same = label[:, None] == y[None]
     for m, s in scores.items():
         first, all_k = class_test(s, label, y), class_test(s, label, y, topk)
-        found[m] |= {"class": first.rate, f"class top {topk}": all_k.rate, "distinct": first.distinct}
+        found[m] |= {"class": first.rate, "class low": first.low, "class high": first.high, f"class top {topk}": all_k.rate, "distinct": first.distinct}
         if m in other: found[m] |= {"random": float(rank_correlation(s, other[m]).mean()), "random within": float(rank_correlation(s, other[m], same).mean())}
+    if "instance" in tests:
+        for m, rate in _instance_rates(model, train, list(found), 100, options).items(): found[m]["instance"] = rate.rate
 
 def _subclass_columns(found: dict[str, dict],  # Rows of the report, filled in place
                       make: Callable,  # Trainer
@@ -1082,7 +1185,8 @@ def _subclass_columns(found: dict[str, dict],  # Rows of the report, filled in p
     model = make((x_train, merge[y]), groups, seed)
     label = _predict(model, x)
     for m, s in relevance(model, (x, label), (x_train, merge[y]), list(found), **options).items():
-        found[m][f"subclass {groups}"] = class_test(s, y_test, y, keep=label == merge[y_test]).rate
+        rate = class_test(s, y_test, y, keep=label == merge[y_test])
+        found[m] |= {f"subclass {groups}": rate.rate, f"subclass {groups} low": rate.low, f"subclass {groups} high": rate.high}
 
 # %% ../nbs/50_similarity.ipynb #b06d80ec
 def _balanced(seed: int,  # Seed of the index
@@ -1149,7 +1253,8 @@ class Sketch:
               ) -> Tensor:  # (B k)
         "Signed sums of the coordinates in each bucket."
         order, sign = self._map(_balanced, name, p.shape[1], k, p)
-        return (p.index_select(1, order) * sign).reshape(len(p), -1, k).sum(1)
+        step = max(1, 2**18 // len(order)) if p.device.type == "cpu" else len(p)  # a few examples at a time: they stay in the cache
+        return torch.cat([p[i:i + step].index_select(1, order).mul_(sign).view(-1, len(order) // k, k).sum(1) for i in range(0, len(p), step)])
 
     def _block(self,
                name: str,  # Parameter name
@@ -1157,6 +1262,7 @@ class Sketch:
                side: int,  # Output rows and columns
               ) -> Tensor:  # (B at most side^2)
         "Kronecker sketch of one weight from its factors; short vectors are kept, long ones and grouped weights counted."
+        if isinstance(p, Outer) and p.bias: p = Outer(p.left, F.pad(p.right, (0, 0, 0, 1), value=1.0), p.rows)
         if not isinstance(p, Outer) or p.right.shape[1] > 1:
             p = p.explicit() if isinstance(p, Outer) else p
             return p if p.shape[1] <= side * side else self._count(name, p, side * side)
@@ -1200,41 +1306,14 @@ class Neighbours:
             ) -> Any:  # matplotlib Figure: a row for each query, most similar left, least similar right
         "Pictures of the queries and of their neighbours, framed in blue for the same class and in orange for another."
         if self.queries is None or self.queries.ndim != 4: raise TypeError("show() draws pictures (B C H W); for other inputs use frame()")
-        return _draw_neighbours(self, names, list(range(min(6, len(self.ids)))) if queries is None else list(queries))
-
-# %% ../nbs/50_similarity.ipynb #d3b7872a
-def _draw_neighbours(found: Neighbours,  # What to draw
-                     names: Sequence[str] | None,  # Class names
-                     rows: list[int],  # Queries
-                    ) -> Any:  # matplotlib Figure, closed
-    "Draw the grid."
-    import matplotlib.pyplot as plt
-    parts = [found] + ([found.least] if found.least else [])
-    columns = 1 + sum(p.ids.shape[1] for p in parts)
-    fig, axes = plt.subplots(len(rows), columns, figsize=(min(12, 1.15 * columns), 1.45 * len(rows)), dpi=90, squeeze=False, layout="constrained")
-    word = lambda c: str(names[int(c)]) if names else str(int(c))
-    for line, q in zip(axes, rows):
-        _picture(line[0], found.queries[q], f"query: {word(found.query_labels[q])}", None)
-        at = 1
-        for sign, part in zip(("", "least "), parts):
-            for j in range(part.ids.shape[1]):
-                text = f"{sign}{part.scores[q, j]:+.2f}\n{word(part.labels[q, j])}, predicted {word(part.predictions[q, j])}"
-                _picture(line[at], _take(found.dataset, [int(part.ids[q, j])], torch.device("cpu"))[0][0], text, bool(part.labels[q, j] == found.query_labels[q]))
-                at += 1
-    plt.close(fig)
-    return fig
-
-def _picture(ax: Any,  # matplotlib Axes
-             x: Tensor,  # (C H W)
-             title: str,  # Text above
-             same: bool | None,  # Frame: True blue, False orange, None black
-            ) -> None:
-    "One framed picture."
-    x = x.detach().cpu().float()
-    ax.imshow(x.permute(1, 2, 0) if len(x) == 3 else x[0], cmap="gray_r", vmin=0, vmax=max(1.0, float(x.max())))
-    ax.set_title(title, fontsize=6)
-    ax.set_xticks([]); ax.set_yticks([])
-    for spine in ax.spines.values(): spine.set(color="black" if same is None else "#0072B2" if same else "#D55E00", linewidth=1 if same is None else 2.5)
+        rows = list(range(min(6, len(self.ids)))) if queries is None else list(queries)
+        parts, word = [self] + ([self.least] if self.least else []), lambda c: str(names[int(c)]) if names else str(int(c))
+        joined = lambda field: torch.cat([getattr(p, field)[rows] for p in parts], 1)
+        scores, labels, predictions = (joined(f) for f in ("scores", "labels", "predictions"))
+        pictures = torch.stack([torch.stack([_take(self.dataset, [int(i)], torch.device("cpu"))[0][0] for i in row]) for row in joined("ids")])
+        titles = [[f"{s:+.2f}\n{word(c)}, predicted {word(g)}" for s, c, g in zip(*row)] for row in zip(scores, labels, predictions)]
+        return show_neighbours(self.queries[rows], pictures, labels == self.query_labels[rows, None], titles,
+                               [f"query\npredicted {word(c)}" for c in self.query_labels[rows]], groups=[p.ids.shape[1] for p in parts])
 
 # %% ../nbs/50_similarity.ipynb #2962c105
 def scan_topk(rows: np.ndarray,  # (n k) float16, unit rows, usually memory-mapped
@@ -1360,6 +1439,59 @@ class _Shard:
             at += int(count)
         if at < len(rows): raise ValueError("crc.u32 is torn: build the index again")
 
+# %% ../nbs/50_similarity.ipynb #b6488578
+class _Joined:
+    "Training examples in parts, numbered through."
+
+    def __init__(self,
+                 parts: list[Examples],  # The first one, and what came by `add`
+                ):
+        self.parts = parts
+
+    def sizes(self) -> list[int]:  # One for each part
+        "Numbers of examples."
+        return [_size(p) for p in self.parts]
+
+    def __len__(self) -> int:  # Examples in all parts
+        "Number of examples."
+        return sum(self.sizes())
+
+    def __getitem__(self,
+                    i: int,  # Position
+                   ) -> tuple[Tensor, Tensor]:  # Input and label
+        "One example."
+        x, y = self.take([i], torch.device("cpu"))
+        return x[0], y[0]
+
+    def take(self,
+             ids: Sequence[int],  # Positions
+             device: torch.device,  # Where to
+            ) -> tuple[Tensor, Tensor]:  # Inputs and labels, in the order of the positions
+        "Some examples as a batch, each read from the part it is in."
+        ids, starts = np.asarray(ids), np.cumsum([0, *self.sizes()])
+        part, place, x, y = np.searchsorted(starts, ids, side="right") - 1, np.empty(len(ids), np.int64), [], []
+        for p in np.unique(part):
+            here = np.flatnonzero(part == p)
+            place[here] = np.arange(len(here)) + sum(map(len, x))
+            a, b = _take(self.parts[p], (ids[here] - starts[p]).tolist(), device)
+            x.append(a); y.append(b)
+        return torch.cat(x)[torch.from_numpy(place).to(device)], torch.cat(y)[torch.from_numpy(place).to(device)]
+
+def _shares(sizes: list[int],  # Examples in each part
+            batch: int,  # Largest batch
+            rank: int,  # This process
+            world: int,  # Number of processes
+           ) -> list[tuple[int, int, int]]:  # (first row on this rank, first training example, count) for each batch
+    "Cut every part into contiguous shares, and each share into batches."
+    out, offset, here = [], 0, 0
+    for size in sizes:
+        stop = offset + (rank + 1) * size // world
+        for start in range(offset + rank * size // world, stop, batch):
+            out.append((here, start, min(batch, stop - start)))
+            here += out[-1][2]
+        offset += size
+    return out
+
 # %% ../nbs/50_similarity.ipynb #987dba79
 class GradientIndex:
     "Sketched, normalised gradients of a training set on disk, searched by an exact scan and reranked by exact gradient cosine."
@@ -1378,16 +1510,17 @@ class GradientIndex:
                  memory: int = 2**30,  # Bytes for the gradients of one batch
                  batch_size: int = 128,  # Largest batch
                 ):
-        self.model, self.data, self.loss = model, data if isinstance(data, list) else [data], loss
+        self.model, self.data, self.loss = model, _Joined(data if isinstance(data, list) else [data]), loss
         self.options = {"parameters": parameters, "on_missing": on_missing, "memory": memory}
         self.device, self.sketch, (rank, world) = next(model.parameters()).device, Sketch(sketch, k, seed), _world()
-        first = self._fetch(list(range(min(2, _size(self.data[0])))))
+        first = self.data.take(range(min(2, len(self.data))), self.device)
         self.cov = coverage(model, *first, loss, parameters, on_missing)
         self.ghost = frozenset(self.cov.shape) if sketch == "kronecker" else frozenset()
+        self.slots = _slots(self.cov, self.ghost, lambda n: n)
         header = {"format": 1, "parameters": [[n, self.cov.size[n]] for n in self.cov.names], "model": model_digest(model), "sketch": sketch, "k": k,
                   "seed": seed, "loss": loss if isinstance(loss, str) else "function", "width": self._sketched(*first)[0].shape[1], "world": world,
                   "batch": plan_tiles(self.cov, frozenset(), 1, 2**40, memory, batch_size).batch, "torch": torch.__version__,
-                  "sizes": [_size(d) for d in self.data], "done": 0}
+                  "sizes": self.data.sizes(), "done": 0}
         self.shard = _Shard(Path(path) / f"rank-{rank:05d}-of-{world:05d}", header)
 
     def __len__(self) -> int:  # Examples, over all ranks
@@ -1399,55 +1532,42 @@ class GradientIndex:
         h = self.shard.header
         return f"GradientIndex({len(self)} examples, {h['sketch']} of {h['width']} numbers; rank {_world()[0]} of {h['world']} holds {h['done']} rows, {h['done'] * h['width'] * 2 / 1e6:.2f} MB)"
 
-    def _fetch(self,
-               ids: list[int],  # Positions in the training set
-              ) -> tuple[Tensor, Tensor]:  # Inputs and labels, on the model's device
-        "Training examples, from whichever part they are in."
-        out, sizes = [], [_size(d) for d in self.data]
-        for i in ids:
-            part = 0
-            while i >= sizes[part]: i, part = i - sizes[part], part + 1
-            out.append((part, i))
-        runs = [(p, [i for q, i in out if q == p]) for p in dict.fromkeys(p for p, _ in out)]
-        got = {p: _take(self.data[p], idx, self.device) for p, idx in runs}
-        seen = {p: iter(zip(*got[p])) for p in got}
-        pairs = [next(seen[p]) for p, _ in out]
-        return torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
-
     def _sketched(self,
                   x: Tensor,  # Inputs, (B ...)
                   y: Tensor,  # Labels
                  ) -> tuple[Tensor, Tensor]:  # Unit rows (B width) float32, model output
         "Sketch of the gradients, divided by its own norm: the cosine of two sketches varies as (1 - rho^2)^2 / k."
-        tile = _tile(self.model, self.cov, self.ghost, x, y, self.loss)
-        s = self.sketch(tile.parts).float()
+        tile = _tile(self.model, self.cov, self.ghost, self.slots, x, y, self.loss)
+        s = self.sketch(tile.ghosts | tile.rows).float()
         return check_finite("the sketch", s / _safe(s.norm(dim=1, keepdim=True))), tile.output
 
     def _steps(self) -> list[tuple[int, int, int]]:  # (first row here, first training example, count) for each batch
         "The batches of this rank: a contiguous share of every part."
-        (rank, world), out, offset, here = _world(), [], 0, 0
-        for size in self.shard.header["sizes"]:
-            stop = offset + (rank + 1) * size // world
-            for start in range(offset + rank * size // world, stop, self.shard.header["batch"]):
-                out.append((here, start, min(self.shard.header["batch"], stop - start)))
-                here += out[-1][2]
-            offset += size
-        return out
+        return _shares(self.shard.header["sizes"], self.shard.header["batch"], *_world())
+
+    def _todo(self) -> list[tuple[int, int, int]]:  # (number of the batch, first training example, count)
+        "The batches of this rank that are not on disk yet."
+        return [(number, start, count) for number, (here, start, count) in enumerate(self._steps()) if here >= self.shard.header["done"]]
+
+    def estimate(self) -> dict[str, float]:  # Rows, bytes and seconds still to come on this rank
+        "What `build` has to do: one batch is sketched and timed, and nothing is written."
+        todo = self._todo()
+        rows = sum(count for *_, count in todo)
+        if not todo: return {"rows": 0, "bytes": 0, "seconds": 0.0}
+        batch = self.data.take(range(todo[0][1], todo[0][1] + todo[0][2]), self.device)
+        began = time.perf_counter()
+        self._sketched(*batch)[0].cpu()
+        return {"rows": rows, "bytes": 2 * rows * self.shard.header["width"], "seconds": (time.perf_counter() - began) * rows / todo[0][2]}
 
     def build(self,
-              verbose: bool = False,  # Say bytes and expected time after the first batch, and show a bar
+              verbose: bool = False,  # Say bytes and expected time before it starts, and show a bar
              ) -> "GradientIndex":  # Itself
         "Sketch what is not there yet; stop it at any time and call it again."
-        h, steps = self.shard.header, self._steps()
-        todo = [(number, *step) for number, step in enumerate(steps) if step[0] >= h["done"]]
-        for number, _, start, count in progress(todo, "index" if verbose else None):
-            began = time.perf_counter()
-            x, y = self._fetch(list(range(start, start + count)))
+        if verbose: print("to do: {rows} rows, {0:.2f} MB, about {seconds:.0f} s".format((cost := self.estimate())["bytes"] / 1e6, **cost))
+        for number, start, count in progress(self._todo(), "index" if verbose else None):
+            x, y = self.data.take(range(start, start + count), self.device)
             rows, output = self._sketched(x, y)
             self.shard.append(number, rows.half(), y, _classes(output))
-            if verbose and number == todo[0][0]:
-                total = sum(c for *_, c in todo)
-                print(f"{total} rows of {h['width']} float16: {total * h['width'] * 2 / 1e6:.1f} MB, about {(time.perf_counter() - began) * len(todo):.0f} s")
         if _world()[1] > 1: dist.barrier()
         return self
 
@@ -1457,8 +1577,8 @@ class GradientIndex:
            ) -> "GradientIndex":  # Itself, with the new examples at the end
         "Append examples; they get the next positions."
         self.build()
-        self.data.append(data)
-        self.shard.header["sizes"] = [*self.shard.header["sizes"], _size(data)]
+        self.data = _Joined([*self.data.parts, data])
+        self.shard.header["sizes"] = self.data.sizes()
         return self.build(verbose)
 
     def verify(self,
@@ -1470,7 +1590,7 @@ class GradientIndex:
         rows, worst = self.shard.array("rows.f16"), 0.0
         steps = [(here + i, start + i) for here, start, count in self._steps() for i in range(count) if here + i < len(rows)]
         for here, at in _sample(steps, n, seed):
-            x, y = self._fetch([at])
+            x, y = self.data.take([at], self.device)
             worst = max(worst, float((self._sketched(x, y)[0][0].cpu() - torch.from_numpy(rows[here].astype(np.float32))).abs().max()))
         if worst > 5e-3: raise ValueError(f"a recomputed row differs by {worst:.1e}: the data, their order or the numerics changed")
         return worst
@@ -1485,63 +1605,76 @@ class GradientIndex:
               least: int = 0,  # Also the least similar ones
              ) -> Neighbours:  # The same on every rank
         "Scan the sketches, compare the shortlist exactly."
+        if k < 1: raise ValueError(f"k={k} neighbours; ask for one or more")
         x = x.to(self.device)
         if label is None:
             if self.loss not in ("ce", "bce"): raise ValueError("the model predicts no class here; pass label=")
             with torch.no_grad(), eval_mode(self.model): label = _classes(unwrap_output(self.model(x)))
         label = label.to(self.device)
-        best, worst = (self._search(x, label, n, rerank, same_class, sign) if n else None for n, sign in ((k, 1.0), (least, -1.0)))
+        best, worst = (_search(self, x, label, n, rerank, same_class, sign) if n else None for n, sign in ((k, 1.0), (least, -1.0)))
         worst = None if worst is None else Neighbours(*worst, label.cpu())
-        return Neighbours(*best, label.cpu(), worst, x.cpu(), _Reader(self))
+        return Neighbours(*best, label.cpu(), worst, x.cpu(), self.data)
 
-    def _search(self,
-                x: Tensor,  # Queries
-                label: Tensor,  # Labels to explain
-                k: int,  # Neighbours
-                rerank: int,  # Length of the shortlist
-                same_class: bool,  # Only the query's label
-                sign: float,  # -1: least similar
-               ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # ids, scores, labels, predictions, each (B k)
-        "Local scan, gather, exact scores by the owners, gather."
-        have = {n: self.shard.array(n) for n in _FILES}
-        mask = (lambda i, j: torch.from_numpy(have["labels.f64"][i:j]).to(label.device)[None] == label[:, None]) if same_class else None
-        short = min(max(k, rerank), len(self))
-        score, at = scan_topk(have["rows.f16"], self._sketched(x, label)[0], short, allowed=mask, sign=sign)
-        local = at.cpu().numpy()
-        ids = np.concatenate([np.arange(start, start + c) for _, start, c in self._steps()] or [np.zeros(0, np.int64)])
-        columns = [score.double().cpu()] + [torch.from_numpy(a[local].astype(np.float64)) for a in (ids, have["labels.f64"], have["predictions.i64"])]
-        table = F.pad(torch.stack(columns, -1), (0, 0, 0, short - score.shape[1]), value=-sign * math.inf).to(self.device)
-        table = _best(torch.cat(_gather(table), 1), short, sign)
-        if rerank: table = _best(self._exact(x, label, table, ids, sign), k, sign)
-        score, found, labels, predictions = table[:, :k].cpu().unbind(-1)
-        if not torch.isfinite(score).all(): raise ValueError(f"fewer than k={k} training examples of the query's class; ask for fewer, or same_class=False")
-        return found.long(), score, labels.long() if self.loss in ("ce", "bce") else labels, predictions.long()
+# %% ../nbs/50_similarity.ipynb #d8bc33d5
+def _search(index: GradientIndex,  # Where to search
+            x: Tensor,  # Queries
+            label: Tensor,  # Labels to explain
+            k: int,  # Neighbours
+            rerank: int,  # Length of the shortlist that is compared exactly; 0: none
+            same_class: bool,  # Only training examples of the query's label
+            sign: float,  # -1: least similar
+           ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # ids, scores, labels, predictions, each (B k)
+    "A shortlist by the sketches of all ranks, then exact scores by the owners of its rows."
+    if not 0 < k <= len(index): raise ValueError(f"k={k} neighbours of {len(index)} training examples; choose 1 ... {len(index)}")
+    ids = np.concatenate([np.arange(start, start + c) for _, start, c in index._steps()] or [np.zeros(0, np.int64)])
+    short = min(max(k, rerank), len(index))
+    table = _best(torch.cat(_gather(_shortlist(index, x, label, ids, short, same_class, sign)), 1), short, sign)
+    if rerank: table = _best(_exact(index, x, label, table, ids, sign), k, sign)
+    score, found, labels, predictions = table[:, :k].cpu().unbind(-1)
+    if not torch.isfinite(score).all(): raise ValueError(f"fewer than k={k} training examples of the query's class; ask for fewer, or same_class=False")
+    return found.long(), score, labels.long() if index.loss in ("ce", "bce") else labels, predictions.long()
 
-    def _exact(self,
+def _shortlist(index: GradientIndex,  # Where to search
                x: Tensor,  # Queries
                label: Tensor,  # Labels to explain
-               table: Tensor,  # (B short 4): score, id, label, prediction
                ids: np.ndarray,  # Training examples of this rank
+               short: int,  # Length
+               same_class: bool,  # Only training examples of the query's label
                sign: float,  # -1: least similar
-              ) -> Tensor:  # The table with exact scores
-        "Replace sketch scores by gradient cosine; every rank does its own rows."
-        wanted = table[..., 1].cpu().numpy()
-        owned = np.isin(wanted, ids) & np.isfinite(table[..., 0].cpu().numpy())
-        unique = np.unique(wanted[owned]).astype(np.int64)
-        exact = torch.full(table.shape[:2], -math.inf, dtype=torch.float64)
-        if len(unique):
-            train = self._fetch(unique.tolist())
-            cos = gradient_cosine(self.model, (x, label), train, loss=self.loss, **self.options).double().cpu()
-            column = torch.from_numpy(np.searchsorted(unique, np.where(owned, wanted, unique[0])))
-            exact = torch.where(torch.from_numpy(owned), cos.gather(1, column), exact)
-        exact = torch.stack(_gather(exact.to(self.device))).amax(0)
-        return torch.cat([torch.where(torch.isfinite(exact), exact, -sign * math.inf)[..., None], table[..., 1:]], -1)
+              ) -> Tensor:  # (B short 4): score, id, label, prediction; rows that do not exist score -sign * inf
+    "The best rows of this rank by their sketches."
+    have = {n: index.shard.array(n) for n in _FILES}
+    mask = (lambda i, j: torch.from_numpy(have["labels.f64"][i:j]).to(label.device)[None] == label[:, None]) if same_class else None
+    score, at = scan_topk(have["rows.f16"], index._sketched(x, label)[0], short, allowed=mask, sign=sign)
+    local = at.cpu().numpy()
+    columns = [score.double().cpu()] + [torch.from_numpy(a[local].astype(np.float64)) for a in (ids, have["labels.f64"], have["predictions.i64"])]
+    return F.pad(torch.stack(columns, -1), (0, 0, 0, short - score.shape[1]), value=-sign * math.inf).to(index.device)
+
+def _exact(index: GradientIndex,  # Where to search
+           x: Tensor,  # Queries
+           label: Tensor,  # Labels to explain
+           table: Tensor,  # (B short 4): score, id, label, prediction
+           ids: np.ndarray,  # Training examples of this rank
+           sign: float,  # -1: least similar
+          ) -> Tensor:  # The table with exact scores
+    "Replace sketch scores by gradient cosine; every rank does its own rows."
+    wanted = table[..., 1].cpu().numpy()
+    owned = np.isin(wanted, ids) & np.isfinite(table[..., 0].cpu().numpy())
+    unique = np.unique(wanted[owned]).astype(np.int64)
+    exact = torch.full(table.shape[:2], -math.inf, dtype=torch.float64)
+    if len(unique):
+        train = index.data.take(unique, index.device)
+        cos = gradient_cosine(index.model, (x, label), train, loss=index.loss, **index.options).double().cpu()
+        column = torch.from_numpy(np.searchsorted(unique, np.where(owned, wanted, unique[0])))
+        exact = torch.where(torch.from_numpy(owned), cos.gather(1, column), exact)
+    exact = torch.stack(_gather(exact.to(index.device))).amax(0)
+    return torch.cat([torch.where(torch.isfinite(exact), exact, -sign * math.inf)[..., None], table[..., 1:]], -1)
 
 # %% ../nbs/50_similarity.ipynb #7504541a
 def _sample(items: list,  # Anything
-                  n: int,  # How many
-                  seed: int = 0,  # Which ones
-                 ) -> list:  # At most n of them, in order
+            n: int,  # How many
+            seed: int = 0,  # Which ones
+           ) -> list:  # At most n of them, in order
     "A fixed random sample."
     if len(items) <= n: return items
     keep = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))[:n]
@@ -1555,22 +1688,3 @@ def _best(table: Tensor,  # (B n 4): score, id, label, prediction
     table = table.gather(1, table[..., 1].argsort(dim=1)[..., None].expand_as(table))
     order = (sign * table[..., 0]).argsort(dim=1, descending=True, stable=True)
     return table.gather(1, order[..., None].expand_as(table))[:, :k]
-
-class _Reader:
-    "The training examples of an index, read when a picture is drawn."
-
-    def __init__(self,
-                 index: GradientIndex,  # Index whose data it reads
-                ):
-        self.index = index
-
-    def __len__(self) -> int:  # Examples
-        "Number of training examples."
-        return len(self.index)
-
-    def __getitem__(self,
-                    i: int,  # Position
-                   ) -> tuple[Tensor, Tensor]:  # Input and label
-        "One example."
-        x, y = self.index._fetch([i])
-        return x[0], y[0]
