@@ -145,8 +145,12 @@ def keyed_uniform(seed: int,  # Any integer
 
 # %% ../nbs/00_core.ipynb #6e42029f
 def row_keys(X: np.ndarray,  # Table of numbers, (B D)
+             given: Any = None,  # Whole numbers that name the rows, (B,), to hash instead of the content
             ) -> np.ndarray:  # uint64, (B,): a hash of the row's content; equal rows are numbered
     "A key of every row that does not depend on where it stands in the table."
+    if given is not None:
+        if np.shape(given) != (len(X),): raise ValueError(f"{len(X)} rows need as many keys, got keys of shape {np.shape(given)}")
+        return hash_key(np.asarray(given))
     h = np.zeros(len(X), np.uint64)
     for j, column in enumerate(np.asarray(X, np.float64).T): h = hash_key(h, column, j)
     order = np.argsort(h, kind="stable")

@@ -438,36 +438,53 @@ def show_tradeoff(frame: pd.DataFrame,  # A line a repetition: columns table, me
                  ) -> Picture:  # Closed figure, one panel a table; lower left is better
     "Methods on the plane of two costs, mean and standard error over repetitions."
     names = list(dict.fromkeys(frame["table"]))
+    groups = {name: frame[frame["table"] == name].groupby("method", sort=False)[[x, y]] for name in names}
+    means, errors = {name: g.mean() for name, g in groups.items()}, {name: g.sem().fillna(0) for name, g in groups.items()}
     rivals = [m for m in dict.fromkeys(frame["method"]) if not m.startswith(path)]
     styles = {m: (colour, marker) for m, colour, marker in zip(rivals, cycle(PALETTE[1:]), cycle("sD^vPX"))}
     with _style():
         rows = -(-len(names) // 2)
-        fig = Picture(WIDTH, 2.7 * rows + 0.4)
+        fig = Picture(WIDTH, 2.9 * rows + 0.4)
         axes = fig.subplots(rows, 2, squeeze=False).ravel()
         for ax, name in zip(axes, names):
             for axis, width in zip("xy", linear):
                 if width: getattr(ax, f"set_{axis}scale")("symlog", linthresh=width)
-            _draw_tradeoff(ax, frame[frame["table"] == name].groupby("method", sort=False)[[x, y]], path, styles)
-            ax.set(title=name, xlabel=labels[0], ylabel=labels[1], ylim=(0 if linear[1] else None, None))
+            _draw_tradeoff(ax, means[name], errors[name], path, styles)
+            ax.set(title=name, xlabel=labels[0], ylabel=labels[1], ylim=(0, None))
         for ax in axes[len(names):]: ax.axis("off")
         found = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
         fig.legend(found.values(), found.keys(), loc="outside lower center", ncols=5, frameon=False)
+        fig.draw_without_rendering()
+        for ax, name in zip(axes, names): _label_path(ax, means[name], path)
     return fig
 
 # %% ../nbs/05_viz.ipynb #e3e1ae7d
 def _draw_tradeoff(ax: Axes,  # Where
-                   groups: Any,  # Columns x and y of a frame, grouped by method
+                   mean: pd.DataFrame,  # Means of the two costs, a line a method
+                   error: pd.DataFrame,  # Their standard errors
                    path: str,  # As in `show_tradeoff`
                    styles: Mapping[str, tuple[str, str]],  # Colour and marker of the other methods
                   ) -> None:  # Nothing
-    "One panel: a point a method, the path of one method joined and numbered."
-    mean, sem = groups.mean(), groups.sem().fillna(0)
-    on = [m for m in mean.index if m.startswith(path)]
-    ax.plot(*mean.loc[on].to_numpy().T, color=PALETTE[0], linewidth=1, zorder=1)
+    "One panel: a point a method, the path of one method joined."
+    on = mean.index.str.startswith(path)
+    ax.plot(*mean[on].to_numpy().T, color=PALETTE[0], linewidth=1, zorder=1)
     for m in mean.index:
         colour, marker = styles.get(m, (PALETTE[0], "o"))
-        label = m if m in styles else f"{path}(numbers)"
-        ax.errorbar(*mean.loc[m], xerr=sem.loc[m].iloc[0], yerr=sem.loc[m].iloc[1], fmt=marker, markersize=4.5, linewidth=0.8, color=colour, label=label)
-    for m, (dx, dy, side) in zip(on, cycle([(5, 4, "left"), (-5, -10, "right"), (5, -10, "left"), (-5, 4, "right")])):
-        ax.annotate(m[len(path):], mean.loc[m], xytext=(dx, dy), textcoords="offset points", ha=side, fontsize=8, color=PALETTE[0])
+        ax.errorbar(*mean.loc[m], xerr=error.loc[m].iloc[0], yerr=error.loc[m].iloc[1], fmt=marker, markersize=4.5, elinewidth=0.8,
+                    color=colour, ecolor=(colour, 0.5), label=m if m in styles else f"{path}(numbers)")
     ax.grid(color="0.92")
+    ax.set_axisbelow(True)
+
+def _label_path(ax: Axes,  # Where, after the layout
+                mean: pd.DataFrame,  # Means of the two costs, a line a method
+                path: str,  # As in `show_tradeoff`
+               ) -> None:  # Nothing
+    "The number of every point of the path, on the side where there is most room."
+    angles = np.arange(8) * np.pi / 4
+    round_it = 10 * DPI / 72 * np.stack([np.cos(angles), np.sin(angles)], 1)
+    taken = list(ax.transData.transform(mean.to_numpy()))
+    for m in mean.index[mean.index.str.startswith(path)]:
+        here = ax.transData.transform(mean.loc[m])
+        best = max(here + round_it, key=lambda place: min(np.linalg.norm(place - other) for other in taken))
+        taken.append(best)
+        ax.annotate(m[len(path):], mean.loc[m], xytext=(best - here) * 72 / DPI, textcoords="offset points", ha="center", va="center", fontsize=8, color=PALETTE[0])
