@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Target', 'LayerError', 'NonFiniteError', 'DataNotFound', 'UnsupportedOp', 'check_finite', 'current_scale',
            'best_device', 'versions', 'device_name', 'scale', 'seed_all', 'splitmix64', 'hash_key', 'keyed_uniform',
-           'eval_mode', 'unwrap_output', 'resolve_target', 'find_layer', 'capture', 'progress', 'in_chunks', 'Timing',
-           'timed_ratio', 'peak_memory', 'results_folder', 'save_result', 'load_results']
+           'row_keys', 'eval_mode', 'unwrap_output', 'resolve_target', 'find_layer', 'capture', 'progress', 'in_chunks',
+           'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result', 'load_results']
 
 # %% ../nbs/00_core.ipynb #7ff944e8
 import contextlib, difflib, gc, json, os, platform, random, statistics, time
@@ -142,6 +142,22 @@ def keyed_uniform(seed: int,  # Any integer
                  ) -> np.ndarray:  # float64 in the open interval (0, 1), the broadcast shape of the keys
     "A uniform number that is a function of its key alone: no state, no order, the same on every machine."
     return ((hash_key(seed, *keys) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+# %% ../nbs/00_core.ipynb #6e42029f
+def row_keys(X: np.ndarray,  # Table of numbers, (B D)
+             given: Any = None,  # Whole numbers that name the rows, (B,), to hash instead of the content
+            ) -> np.ndarray:  # uint64, (B,): a hash of the row's content; equal rows are numbered
+    "A key of every row that does not depend on where it stands in the table."
+    if given is not None:
+        if np.shape(given) != (len(X),): raise ValueError(f"{len(X)} rows need as many keys, got keys of shape {np.shape(given)}")
+        return hash_key(np.asarray(given))
+    h = np.zeros(len(X), np.uint64)
+    for j, column in enumerate(np.asarray(X, np.float64).T): h = hash_key(h, column, j)
+    order = np.argsort(h, kind="stable")
+    start = np.r_[True, h[order][1:] != h[order][:-1]]
+    copy = np.empty(len(X), np.int64)
+    copy[order] = np.arange(len(X)) - np.maximum.accumulate(np.where(start, np.arange(len(X)), 0))
+    return hash_key(h, copy)
 
 # %% ../nbs/00_core.ipynb #aebd26e6
 @contextlib.contextmanager

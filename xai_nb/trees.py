@@ -8,23 +8,20 @@ __all__ = ['CRITERIA', 'nice_steps', 'threshold_grid', 'bin_columns', 'split_sco
            'node_weight', 'tree_distance', 'prediction_disagreement', 'partition_distance', 'rows_that_move_the_grid',
            'LeaveOneOut', 'leave_one_out', 'Sensitivity', 'average_sensitivity', 'SensitivityReport',
            'sensitivity_report', 'tree_text', 'tree_census', 'stability_path', 'Correction', 'correct_labels',
-           'row_keys', 'keyed_bootstrap', 'StableForestClassifier', 'StableForestRegressor',
-           'StableGradientBoostingClassifier', 'StableGradientBoostingRegressor', 'show_tree_pair', 'show_census',
-           'show_frontier']
+           'keyed_bootstrap', 'StableForestClassifier', 'StableForestRegressor', 'StableGradientBoostingClassifier',
+           'StableGradientBoostingRegressor']
 
 # %% ../nbs/60_trees.ipynb #53e34b9f
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from matplotlib.figure import Figure
 from numba import njit
 from scipy.special import expit, softmax
 from scipy.stats import poisson
@@ -39,7 +36,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from .core import hash_key, keyed_uniform, progress, splitmix64
+from .core import hash_key, keyed_uniform, progress, row_keys, splitmix64
 
 # %% ../nbs/60_trees.ipynb #223af724
 def nice_steps(low: np.ndarray,  # Smallest value of each feature, (D,)
@@ -75,12 +72,17 @@ def threshold_grid(X: np.ndarray,  # Training table, (B D), float32
                    feature_range: tuple[np.ndarray, np.ndarray] | None = None,  # Lowest and highest value (D,) to use instead of those of X
                   ) -> np.ndarray:  # Thresholds, (D, T), rising, float32 numbers as float64, padded with +inf
     "The candidate thresholds of every feature, made once, before the tree is grown."
+    if feature_range is not None and [np.size(v) in (1, X.shape[1]) for v in feature_range] != [True, True]:
+        raise ValueError(f"feature_range must be the lowest and the highest values of {X.shape[1]} features")
     low, high = (X.min(0), X.max(0)) if feature_range is None else feature_range
     low, high = np.broadcast_to(np.asarray(low, float), X.shape[1]), np.broadcast_to(np.asarray(high, float), X.shape[1])
+    if not (np.isfinite(high - low) & (low <= high)).all(): raise ValueError("feature_range needs finite lowest and highest values, none below the other")
     if not isinstance(grid, str):
         if len(grid) != X.shape[1]: raise ValueError(f"grid has thresholds for {len(grid)} features, X has {X.shape[1]}")
         edges = np.full((len(grid), max(1, max(len(g) for g in grid))), np.inf)
         for row, g in zip(edges, grid): row[:len(g)] = np.sort(g)
+        if np.isnan(edges).any(): raise ValueError("grid holds NaN: thresholds must be numbers")
+        if edges.shape[1] > 60000: raise ValueError(f"grid has a feature with {edges.shape[1]} thresholds, at most 60000 fit")
     elif grid == "nice": edges = _nice_edges(low, high, n_thresholds)
     elif grid == "linspace": edges = low[:, None] + (high - low)[:, None] * np.arange(n_thresholds) / n_thresholds
     else:
@@ -535,8 +537,7 @@ def _merged(grown):
         if alive[v] and node[v, 0] >= 0: alive[node[v, 2:4]] = True
     new = np.where(alive, alive.cumsum() - 1, -1)
     node[:, 2:4] = np.where(node[:, 2:4] >= 0, new[node[:, 2:4]], -1)
-    return Grown(node[alive], grown.path[alive], grown.total[alive], *[getattr(grown, k) for k in
-                 ("order", "table", "law", "seed", "edges", "n_classes", "centre")])
+    return replace(grown, node=node[alive], path=grown.path[alive], total=grown.total[alive])
 
 # %% ../nbs/60_trees.ipynb #a73e7cf6
 _PARAMETERS = {
@@ -570,14 +571,20 @@ def _checked(est, X, y, sample_weight, classify):
     return X, y, w
 
 # %% ../nbs/60_trees.ipynb #1e401e66
-def _dense_tags(tags):
-    "No missing values, no sparse tables, one output."
-    tags.input_tags.sparse = tags.input_tags.allow_nan = False
-    tags.target_tags.multi_output = False
-    if tags.classifier_tags is not None: tags.classifier_tags.multi_label = False
-    return tags
+def _assign(est, given):
+    "Keep the arguments of `__init__` under their own names, as scikit-learn expects."
+    for name in est._get_param_names(): setattr(est, name, given[name])
 
-class _SplitLaws:
+class _Dense:
+    "What all our trees and forests accept: no missing values, no sparse tables, one output."
+    def __sklearn_tags__(self) -> Any:  # Tags
+        "The tags of the scikit-learn class, narrowed."
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = tags.input_tags.allow_nan = tags.target_tags.multi_output = False
+        if tags.classifier_tags is not None: tags.classifier_tags.multi_label = False
+        return tags
+
+class _SplitLaws(_Dense):
     "What a fitted stable tree can say about its splits."
     def split_probabilities(self, node: int = 0,  # Number of an inner node, as in `tree_`
                            ) -> np.ndarray:  # Probability of every candidate split, (D, T), 0 where invalid
@@ -640,8 +647,7 @@ class StableTreeClassifier(_SplitLaws, DecisionTreeClassifier):
                  random_state: Any = 0,  # Seed of the keyed noise; None draws one and records it in `seed_`
                  engine: str = "numba",  # "numba" or "numpy": the same tree
                 ) -> None:
-        for name, value in locals().copy().items():
-            if name not in ("self", "__class__"): setattr(self, name, value)
+        _assign(self, locals())
 
     def fit(self, X: Any,  # Training table, (B D)
             y: Any,  # Classes, (B,)
@@ -659,10 +665,6 @@ class StableTreeClassifier(_SplitLaws, DecisionTreeClassifier):
         self.tree_ = _class_tree(self._grown, X.shape[1])
         self._prune_tree()
         return self
-
-    def __sklearn_tags__(self) -> Any:  # Tags
-        "What the estimator accepts."
-        return _dense_tags(super().__sklearn_tags__())
 
 # %% ../nbs/60_trees.ipynb #656acdc6
 class StableTreeRegressor(_SplitLaws, DecisionTreeRegressor):
@@ -685,8 +687,7 @@ class StableTreeRegressor(_SplitLaws, DecisionTreeRegressor):
                  random_state: Any = 0,  # Seed of the keyed noise; None draws one and records it in `seed_`
                  engine: str = "numba",  # "numba" or "numpy": the same tree
                 ) -> None:
-        for name, value in locals().copy().items():
-            if name not in ("self", "__class__"): setattr(self, name, value)
+        _assign(self, locals())
 
     def fit(self, X: Any,  # Training table, (B D)
             y: Any,  # Targets, (B,)
@@ -697,14 +698,10 @@ class StableTreeRegressor(_SplitLaws, DecisionTreeRegressor):
         keep, law = w > 0, _law(self, X.shape[1], self.criterion, w.sum())
         self.max_features_, centre = law[8], np.average(y, weights=w)
         grown = _grow_tree(self, _table(self, X, keep), np.zeros(keep.sum()), w[keep], y[keep] - centre, law, self.seed_, 2)
-        self._grown = Grown(**{**grown.__dict__, "centre": centre})
+        self._grown = replace(grown, centre=centre)
         self.tree_ = _value_tree(self._grown, X.shape[1])
         self._prune_tree()
         return self
-
-    def __sklearn_tags__(self) -> Any:  # Tags
-        "What the estimator accepts."
-        return _dense_tags(super().__sklearn_tags__())
 
 # %% ../nbs/60_trees.ipynb #77b0e3f8
 def _skeleton(model):
@@ -880,6 +877,7 @@ def leave_one_out(model: BaseEstimator,  # Stable tree, fitted or not
                   thresholds: bool = True,  # Count a different threshold at the same feature as a difference
                  ) -> LeaveOneOut:  # Exact distances of all B deletions
     "Exact leave-one-out by one walk down the fitted tree; only rows that move the grid are refitted."
+    if not isinstance(model, _SplitLaws): raise TypeError(f"only stable trees can be walked, got {type(model).__name__}: use average_sensitivity, which refits any other")
     full, model = _fixed_seed(model, X, y, sample_weight)
     grown, B = full._grown, len(y)
     first, D = np.full(len(grown.order), -1), grown.law[4]
@@ -1042,6 +1040,7 @@ def correct_labels(model: BaseEstimator,  # Any scikit-learn tree
                    y_test: Any,  # Test targets
                   ) -> Correction:  # Distance of the trees, and both scores
     "Relabel some rows, refit, and compare the old model with the new one."
+    if len(rows) != len(labels): raise ValueError(f"{len(rows)} rows and {len(labels)} labels: one label a row is needed")
     old, model = _fixed_seed(model, X, y, None)
     fixed = np.array(y)
     fixed[rows] = labels
@@ -1050,17 +1049,6 @@ def correct_labels(model: BaseEstimator,  # Any scikit-learn tree
                       old.score(X_test, y_test), new.score(X_test, y_test))
 
 # %% ../nbs/60_trees.ipynb #95f07483
-def row_keys(X: np.ndarray,  # Table, (B D)
-            ) -> np.ndarray:  # uint64, (B,): a hash of the row's content; equal rows are numbered
-    "A key of every row that does not depend on where it stands in the table."
-    h = np.zeros(len(X), np.uint64)
-    for j, column in enumerate(np.asarray(X, np.float32).T): h = hash_key(h, column, j)
-    order = np.argsort(h, kind="stable")
-    start = np.r_[True, h[order][1:] != h[order][:-1]]
-    copy = np.empty(len(X), np.int64)
-    copy[order] = np.arange(len(X)) - np.maximum.accumulate(np.where(start, np.arange(len(X)), 0))
-    return hash_key(h, copy)
-
 def keyed_bootstrap(keys: np.ndarray,  # Key of every row, (B,)
                     seed: int,  # Seed of the resample
                    ) -> np.ndarray:  # Poisson(1) weights, (B,): each a function of seed and key alone
@@ -1068,9 +1056,9 @@ def keyed_bootstrap(keys: np.ndarray,  # Key of every row, (B,)
     return np.searchsorted(poisson.cdf(np.arange(20), 1.0), keyed_uniform(seed, keys, "bootstrap")).astype(float)
 
 # %% ../nbs/60_trees.ipynb #f5031585
-def _grow_forest(est, X, cls, w, z, make, n_classes, keys):
+def _grow_forest(est, X, cls, w, z, make, n_classes, sample_key):
     "The trees of a forest: one grid and one set of bins for all, keyed bootstrap weights, one seed a tree."
-    keep = w > 0
+    keep, keys = w > 0, row_keys(X, sample_key)
     binned = _table(est, X, keep)
     law = _law(est, X.shape[1], est.criterion, w.sum())
     def one(tree_index: int):
@@ -1082,21 +1070,21 @@ def _grow_forest(est, X, cls, w, z, make, n_classes, keys):
         return make(_grow_tree(est, rows, cls[keep][some], weight[some], None if z is None else z[keep][some], law, seed, n_classes), seed)
     return Parallel(est.n_jobs, prefer="threads")(delayed(one)(i) for i in range(est.n_estimators))
 
-def _as_member(tree, est, grown, seed):
-    "One tree of an ensemble as an estimator of its own, without the training rows."
-    tree.set_params(random_state=seed)
-    tree.tree_, tree.seed_, tree.n_outputs_, tree.n_features_in_ = grown, seed, 1, est.n_features_in_
-    tree.max_features_ = est.n_features_in_
-    if hasattr(est, "feature_names_in_"): tree.feature_names_in_ = est.feature_names_in_
-    return tree
+def _as_member(kind, est, tree, seed):
+    "A scikit-learn tree of an ensemble as an estimator of its own, with the ensemble's settings and without the training rows."
+    shared = set(kind._get_param_names()) - {"random_state", "class_weight"}
+    member = kind(**{k: getattr(est, k) for k in shared if hasattr(est, k)}, random_state=seed)
+    member.tree_, member.seed_, member.n_outputs_, member.n_features_in_ = tree, seed, 1, est.n_features_in_
+    member.max_features_ = est.n_features_in_
+    for name in ("feature_names_in_", "classes_", "n_classes_"):
+        if hasattr(est, name): setattr(member, name, getattr(est, name))
+    return member
 
 # %% ../nbs/60_trees.ipynb #d9889c0c
 _FOREST = {"n_estimators": [Interval(Integral, 1, None, closed="left")], "bootstrap": ["boolean"],
            "n_jobs": [Integral, None], "verbose": ["verbose"]}
-_SHARED = ("criterion", "epsilon", "max_depth", "n_thresholds", "grid", "feature_range", "mechanism", "min_samples_split",
-           "min_samples_leaf", "min_weight_fraction_leaf", "max_features", "engine")
 
-class StableForestClassifier(RandomForestClassifier):
+class StableForestClassifier(_Dense, RandomForestClassifier):
     "A forest of stable trees on a bootstrap keyed by row; predict and the rest as in scikit-learn's forest."
     _parameter_constraints = {**_PARAMETERS, **_CLASSIFY, **_FOREST}
     estimator = DecisionTreeClassifier()
@@ -1121,33 +1109,24 @@ class StableForestClassifier(RandomForestClassifier):
                  verbose: int = 0,  # Passed to joblib when predicting
                  engine: str = "numba",  # "numba" or "numpy"
                 ) -> None:
-        for name, value in locals().copy().items():
-            if name not in ("self", "__class__"): setattr(self, name, value)
+        _assign(self, locals())
 
     def fit(self, X: Any,  # Training table, (B D)
             y: Any,  # Classes, (B,)
             sample_weight: Any = None,  # Row weights, (B,), not negative
-            sample_key: Any = None,  # Integer key of every row, (B,); None hashes the row's content
+            sample_key: Any = None,  # Whole number that names each row, (B,); None hashes the row's content
            ) -> "StableForestClassifier":  # Itself
         "Grow the forest."
         X, y, w = _checked(self, X, y, sample_weight, classify=True)
         self.classes_, cls = np.unique(y, return_inverse=True)
         self.n_classes_ = len(self.classes_)
         if self.class_weight is not None: w = w * compute_sample_weight(self.class_weight, y)
-        def make(grown: Grown, seed: int):
-            tree = StableTreeClassifier(**{k: getattr(self, k) for k in (*_SHARED, "normalize")})
-            tree.classes_, tree.n_classes_ = self.classes_, self.n_classes_
-            return _as_member(tree, self, _class_tree(grown, X.shape[1]), seed)
-        keys = row_keys(X) if sample_key is None else hash_key(np.asarray(sample_key))
-        self.estimators_ = _grow_forest(self, X, cls, w, None, make, self.n_classes_, keys)
+        make = lambda grown, seed: _as_member(StableTreeClassifier, self, _class_tree(grown, X.shape[1]), seed)
+        self.estimators_ = _grow_forest(self, X, cls, w, None, make, self.n_classes_, sample_key)
         return self
 
-    def __sklearn_tags__(self) -> Any:  # Tags
-        "What the estimator accepts."
-        return _dense_tags(super().__sklearn_tags__())
-
 # %% ../nbs/60_trees.ipynb #1db0c614
-class StableForestRegressor(RandomForestRegressor):
+class StableForestRegressor(_Dense, RandomForestRegressor):
     "The regression forest of stable trees."
     _parameter_constraints = {**_PARAMETERS, **_FOREST, "criterion": [StrOptions({"squared_error"})]}
     estimator = DecisionTreeRegressor()
@@ -1170,27 +1149,19 @@ class StableForestRegressor(RandomForestRegressor):
                  verbose: int = 0,  # Passed to joblib when predicting
                  engine: str = "numba",  # "numba" or "numpy"
                 ) -> None:
-        for name, value in locals().copy().items():
-            if name not in ("self", "__class__"): setattr(self, name, value)
+        _assign(self, locals())
 
     def fit(self, X: Any,  # Training table, (B D)
             y: Any,  # Targets, (B,)
             sample_weight: Any = None,  # Row weights, (B,), not negative
-            sample_key: Any = None,  # Integer key of every row, (B,); None hashes the row's content
+            sample_key: Any = None,  # Whole number that names each row, (B,); None hashes the row's content
            ) -> "StableForestRegressor":  # Itself
         "Grow the forest."
         X, y, w = _checked(self, X, y, sample_weight, classify=False)
         centre = np.average(y, weights=w)
-        def make(grown: Grown, seed: int):
-            tree = StableTreeRegressor(**{k: getattr(self, k) for k in _SHARED})
-            return _as_member(tree, self, _value_tree(Grown(**{**grown.__dict__, "centre": centre}), X.shape[1]), seed)
-        keys = row_keys(X) if sample_key is None else hash_key(np.asarray(sample_key))
-        self.estimators_ = _grow_forest(self, X, np.zeros(len(y)), w, y - centre, make, 2, keys)
+        make = lambda grown, seed: _as_member(StableTreeRegressor, self, _value_tree(replace(grown, centre=centre), X.shape[1]), seed)
+        self.estimators_ = _grow_forest(self, X, np.zeros(len(y)), w, y - centre, make, 2, sample_key)
         return self
-
-    def __sklearn_tags__(self) -> Any:  # Tags
-        "What the estimator accepts."
-        return _dense_tags(super().__sklearn_tags__())
 
 # %% ../nbs/60_trees.ipynb #820f688f
 def _boost(est, X, w, score, step, n_outputs):
@@ -1204,8 +1175,7 @@ def _boost(est, X, w, score, step, n_outputs):
             seed = int(hash_key(est.seed_, "round", r, k) >> np.uint64(33))
             h = w[keep] * np.maximum(curvature[keep, k], 1e-12)
             grown = _grow_tree(est, binned, np.zeros(len(h)), h, w[keep] * gradient[keep, k] / h, law, seed, 2)
-            tree = StableTreeRegressor(**{name: getattr(est, name) for name in _SHARED if name not in ("criterion", "min_weight_fraction_leaf")})
-            trees[r, k] = _as_member(tree, est, _value_tree(grown, X.shape[1], est.l2, est.learning_rate), seed)
+            trees[r, k] = _as_member(StableTreeRegressor, est, _value_tree(grown, X.shape[1], est.l2, est.learning_rate), seed)
             score[:, k] += trees[r, k].tree_.predict(X)[:, 0]
     return trees
 
@@ -1234,8 +1204,7 @@ class _Boosting(BaseEstimator):
                  random_state: Any = 0,  # Seed of all keyed noise
                  engine: str = "numba",  # "numba" or "numpy"
                 ) -> None:
-        for name, value in locals().copy().items():
-            if name not in ("self", "__class__"): setattr(self, name, value)
+        _assign(self, locals())
 
     def _raw(self, X):
         "Scores before the link, (B K)."
@@ -1305,86 +1274,3 @@ class StableGradientBoostingRegressor(RegressorMixin, _Boosting):
                ) -> np.ndarray:  # Predictions, (B,)
         "Predictions."
         return self._raw(X)[:, 0]
-
-# %% ../nbs/60_trees.ipynb #3f05e4c5
-def _layout(left, right):
-    "Horizontal place and depth of every node: leaves side by side, parents above the middle."
-    x, depth = np.zeros(len(left)), np.zeros(len(left), int)
-    def place(v: int, k: int, free: float) -> float:
-        depth[v] = k
-        if left[v] < 0:
-            x[v] = free
-            return free + 1
-        free = place(right[v], k + 1, place(left[v], k + 1, free))
-        x[v] = (x[left[v]] + x[right[v]]) / 2
-        return free
-    place(0, 0, 0.0)
-    return x, depth
-
-def _draw_tree(ax, model, marked):
-    "One tree on an axis; the subtrees under the marked nodes in orange."
-    feature, threshold, left, right, label = _skeleton(model)
-    x, depth = _layout(left, right)
-    bad = set(marked)
-    for v in np.argsort(depth, kind="stable"):
-        colour = "#d95f02" if v in bad else "#4d4d4d"
-        text = f"{feature[v]}\n≤ {threshold[v]:.4g}" if left[v] >= 0 else str(label[v])
-        ax.text(x[v], -depth[v], text, ha="center", va="center", fontsize=7, color=colour, bbox=dict(boxstyle="round", fc="white", ec=colour))
-        for child in (left[v], right[v]):
-            if child < 0: continue
-            ax.plot([x[v], x[child]], [-depth[v], -depth[child]], color=colour, lw=1, zorder=0)
-            if v in bad: bad.add(child)
-    ax.set(xlim=(x.min() - 1, x.max() + 1), ylim=(-depth.max() - 0.5, 0.5))
-    ax.axis("off")
-
-def show_tree_pair(a: BaseEstimator,  # Fitted tree
-                   b: BaseEstimator,  # Another
-                   titles: tuple[str, str] = ("before", "after"),  # Over the two trees
-                   depth: int | None = None,  # Depth of the distance; None takes the deeper of the two
-                  ) -> Figure:  # Closed figure
-    "Two trees side by side; what hangs from the topmost differing nodes is orange."
-    D = depth or max(a.tree_.max_depth, b.tree_.max_depth)
-    found = differing_nodes(a, b, D)
-    fig, axes = plt.subplots(1, 2, figsize=(11, 1.1 * (D + 1)), dpi=90)
-    for ax, model, side, title in zip(axes, (a, b), (0, 1), titles):
-        _draw_tree(ax, model, [f[side] for f in found])
-        ax.set_title(f"{title}" if side == 0 else f"{title} (distance {tree_distance(a, b, D):.2f})", fontsize=10)
-    plt.close(fig)
-    return fig
-
-# %% ../nbs/60_trees.ipynb #47b1c905
-def show_census(censuses: dict[str, pd.DataFrame],  # Frames of `tree_census` by name
-                most: int = 8,  # How many trees to show of each
-               ) -> Figure:  # Closed figure
-    "How often each tree appears under deletion; the tree of all rows in blue."
-    fig, axes = plt.subplots(1, len(censuses), figsize=(3.6 * len(censuses), 2.6), dpi=90, sharey=True, squeeze=False)
-    for ax, (name, frame) in zip(axes[0], censuses.items()):
-        top = frame.head(most)
-        ax.bar(range(len(top)), top.frequency, color=np.where(top.original, "#1f78b4", "#d95f02"))
-        for i, (f, d) in enumerate(zip(top.frequency, top.distance)): ax.text(i, f + 0.01, f"{d:.2f}", ha="center", fontsize=7)
-        ax.set(title=f"{name}: {len(frame)} trees", xlabel="tree", xticks=[], ylim=(0, 1.08))
-    axes[0, 0].set_ylabel("share of deletions")
-    fig.tight_layout()
-    plt.close(fig)
-    return fig
-
-# %% ../nbs/60_trees.ipynb #3d22ca02
-def show_frontier(frame: pd.DataFrame,  # Columns table, method, score, sensitivity; methods called "slack e" are joined by a line
-                 ) -> Figure:  # Closed figure
-    "Sensitivity against error, one panel a table, mean and standard error over repetitions."
-    names = list(dict.fromkeys(frame.table))
-    fig, axes = plt.subplots(1, len(names), figsize=(3.3 * len(names), 3.2), dpi=90, squeeze=False)
-    for ax, name in zip(axes[0], names):
-        group = frame[frame.table == name].assign(error=lambda f: 1 - f.score).groupby("method", sort=False)[["error", "sensitivity"]]
-        mean, sem = group.mean(), group.sem()
-        slack = mean.index.str.startswith("slack")
-        ax.plot(mean.error[slack], mean.sensitivity[slack], "-", color="#1f78b4", lw=1)
-        for method in mean.index:
-            ours = method.startswith("slack")
-            ax.errorbar(*mean.loc[method], sem.sensitivity[method], sem.error[method], fmt="o" if ours else "s", ms=4, lw=0.8, color="#1f78b4" if ours else "#d95f02")
-            ax.annotate(method, mean.loc[method], xytext=(4, 3), textcoords="offset points", fontsize=6)
-        ax.set(title=name, xlabel="test error", ylim=(0, None))
-    axes[0, 0].set_ylabel("average sensitivity")
-    fig.tight_layout()
-    plt.close(fig)
-    return fig

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'DPI', 'PALETTE', 'SIGNED', 'Picture', 'show_maps', 'show_neighbours', 'overlay_rgb', 'overlay', 'curves',
-           'bars', 'show_history', 'explore']
+           'bars', 'show_history', 'explore', 'show_tree_pair', 'show_census', 'show_hierarchies', 'show_tradeoff']
 
 # %% ../nbs/05_viz.ipynb #7f90513a
 import io
@@ -373,3 +373,161 @@ def _sliders(fn: Callable[..., Any],  # As in `explore`
     except ImportError as e: raise ImportError("live=True needs ipywidgets: pip install ipywidgets; without it, leave live out for the strip") from e
     controls = {k: ipywidgets.SelectionSlider(options=list(v), description=k, continuous_update=False) for k, v in ranges.items()}
     return ipywidgets.interactive(lambda **now: explore(fn, **{k: [v] for k, v in list(now.items())[:2]}) if len(now) < 3 else fn(**now), **controls)
+
+# %% ../nbs/05_viz.ipynb #ed777273
+import textwrap
+
+import pandas as pd
+from scipy.cluster.hierarchy import dendrogram
+
+# %% ../nbs/05_viz.ipynb #2d57ded7
+def _tree_places(left: np.ndarray,  # Left child of every node, -1 at a leaf, (nodes,)
+                 right: np.ndarray,  # Right child, (nodes,)
+                ) -> tuple[np.ndarray, np.ndarray]:  # Horizontal place and depth of every node
+    "Leaves side by side, parents above the middle of their children."
+    x, depth = np.zeros(len(left)), np.zeros(len(left), int)
+    def place(v: int, k: int, free: float) -> float:
+        depth[v] = k
+        if left[v] < 0:
+            x[v] = free
+            return free + 1
+        free = place(right[v], k + 1, place(left[v], k + 1, free))
+        x[v] = (x[left[v]] + x[right[v]]) / 2
+        return free
+    place(0, 0, 0.0)
+    return x, depth
+
+def _node_text(model: Any,  # Fitted scikit-learn tree
+               v: int,  # Node
+              ) -> str:  # The question of an inner node, the class or value of a leaf
+    "What is written in a node."
+    tree, names = model.tree_, getattr(model, "feature_names_in_", None)
+    if tree.children_left[v] < 0: return str(model.classes_[tree.value[v, 0].argmax()]) if hasattr(model, "classes_") else f"{tree.value[v, 0, 0]:.3g}"
+    name = f"x{tree.feature[v]}" if names is None else textwrap.fill(str(names[tree.feature[v]]), 12)
+    return f"{name}\n≤ {tree.threshold[v]:.4g}"
+
+# %% ../nbs/05_viz.ipynb #9e3ccd14
+def _draw_tree(ax: Axes,  # Where
+               model: Any,  # Fitted scikit-learn tree
+               marked: Sequence[int],  # Nodes whose subtrees are orange
+              ) -> None:  # Nothing
+    "One tree, root on top."
+    left, right = model.tree_.children_left, model.tree_.children_right
+    (x, depth), changed = _tree_places(left, right), set(marked)
+    for v in np.argsort(depth, kind="stable"):
+        colour = PALETTE[1] if v in changed else "0.3"
+        ax.text(x[v], -depth[v], _node_text(model, v), ha="center", va="center", fontsize=7, color=colour, bbox=dict(boxstyle="round", fc="white", ec=colour))
+        for child in (left[v], right[v]):
+            if child < 0: continue
+            ax.plot([x[v], x[child]], [-depth[v], -depth[child]], color=colour, linewidth=1, zorder=0)
+            if v in changed: changed.add(child)
+    ax.set(xlim=(x.min() - 0.6, x.max() + 0.6), ylim=(-depth.max() - 0.4, 0.4))
+    ax.axis("off")
+
+# %% ../nbs/05_viz.ipynb #f97b0116
+def show_tree_pair(a: Any,  # Fitted scikit-learn tree
+                   b: Any,  # Another
+                   differing: Sequence[tuple],  # (node of a, node of b, ...): topmost positions that differ, as `trees.differing_nodes` finds them
+                   titles: tuple[str, str] = ("before", "after"),  # Over the two trees
+                  ) -> Picture:  # Closed figure
+    "Two trees side by side; what hangs from the topmost differing nodes is orange."
+    with _style():
+        fig = Picture(WIDTH, 1.0 * (max(a.tree_.max_depth, b.tree_.max_depth) + 1) + 0.3)
+        for ax, model, side, title in zip(fig.subplots(1, 2), (a, b), (0, 1), titles):
+            _draw_tree(ax, model, [pair[side] for pair in differing])
+            ax.set_title(title)
+    return fig
+
+# %% ../nbs/05_viz.ipynb #a571f045
+def show_census(censuses: Mapping[str, pd.DataFrame],  # Name -> frame with columns frequency, distance and original, a line a tree
+                most: int = 8,  # How many trees of each to show
+               ) -> Picture:  # Closed figure
+    "How often each tree appears when one row is deleted; the tree of all rows in blue, distances over the bars."
+    with _style():
+        fig = Picture(min(WIDTH, 2.7 * len(censuses)), 2.4)
+        for ax, (name, frame) in zip(fig.subplots(1, len(censuses), sharey=True, squeeze=False)[0], censuses.items()):
+            top = frame.head(most)
+            ax.bar(range(len(top)), top["frequency"], color=[PALETTE[0] if first else PALETTE[1] for first in top["original"]])
+            for i, (share, d) in enumerate(zip(top["frequency"], top["distance"])): ax.text(i, share + 0.01, f"{d:.2f}", ha="center", fontsize=7)
+            ax.set(title=f"{name}: {len(frame)} trees", xlabel="tree", xticks=[], ylim=(0, 1.08))
+        fig.axes[0].set_ylabel("share of deletions")
+    return fig
+
+# %% ../nbs/05_viz.ipynb #6ef4c6ae
+def show_hierarchies(panels: Mapping[str, tuple[np.ndarray, np.ndarray]],  # Title -> (linkage matrix of scipy (B - 1, 4), cluster number of every row (B,))
+                     columns: int = 2,  # Panels side by side
+                    ) -> Picture:  # Closed figure
+    "Dendrograms, each over a strip that colours the rows by cluster."
+    with _style():
+        rows = -(-len(panels) // columns)
+        fig = Picture(WIDTH, 2.2 * rows)
+        axes = fig.subplots(2 * rows, columns, height_ratios=(5, 1) * rows, squeeze=False)
+        for ax in axes.ravel(): ax.axis("off")
+        for i, (title, (Z, clusters)) in enumerate(panels.items()):
+            tree, strip = axes[2 * (i // columns), i % columns], axes[2 * (i // columns) + 1, i % columns]
+            leaves = dendrogram(Z, ax=tree, no_labels=True, color_threshold=0, above_threshold_color="0.3")["leaves"]
+            strip.imshow(np.asarray(clusters)[leaves][None], aspect="auto", cmap="tab10", vmin=0, vmax=9, interpolation="nearest")
+            tree.set_title(title)
+    return fig
+
+# %% ../nbs/05_viz.ipynb #c61cffcd
+def show_tradeoff(frame: pd.DataFrame,  # A line a repetition: columns table, method, and the two to draw
+                  x: str,  # Column of the horizontal axis
+                  y: str,  # Column of the vertical axis
+                  *,
+                  labels: tuple[str, str] = ("", ""),  # Of the axes, with unit
+                  path: str = "slack ",  # Methods called this and a number are joined by a line and labelled by the number
+                  linear: tuple[float | None, float | None] = (None, None),  # Each axis: logarithmic above this value; None: linear
+                 ) -> Picture:  # Closed figure, one panel a table; lower left is better
+    "Methods on the plane of two costs, mean and standard error over repetitions."
+    names = list(dict.fromkeys(frame["table"]))
+    groups = {name: frame[frame["table"] == name].groupby("method", sort=False)[[x, y]] for name in names}
+    means, errors = {name: g.mean() for name, g in groups.items()}, {name: g.sem().fillna(0) for name, g in groups.items()}
+    rivals = [m for m in dict.fromkeys(frame["method"]) if not m.startswith(path)]
+    styles = {m: (colour, marker) for m, colour, marker in zip(rivals, cycle(PALETTE[1:]), cycle("sD^vPX"))}
+    with _style():
+        rows = -(-len(names) // 2)
+        fig = Picture(WIDTH, 2.9 * rows + 0.4)
+        axes = fig.subplots(rows, 2, squeeze=False).ravel()
+        for ax, name in zip(axes, names):
+            for axis, width in zip("xy", linear):
+                if width: getattr(ax, f"set_{axis}scale")("symlog", linthresh=width)
+            _draw_tradeoff(ax, means[name], errors[name], path, styles)
+            ax.set(title=name, xlabel=labels[0], ylabel=labels[1], ylim=(0, None))
+        for ax in axes[len(names):]: ax.axis("off")
+        found = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
+        fig.legend(found.values(), found.keys(), loc="outside lower center", ncols=5, frameon=False)
+        fig.draw_without_rendering()
+        for ax, name in zip(axes, names): _label_path(ax, means[name], path)
+    return fig
+
+# %% ../nbs/05_viz.ipynb #e3e1ae7d
+def _draw_tradeoff(ax: Axes,  # Where
+                   mean: pd.DataFrame,  # Means of the two costs, a line a method
+                   error: pd.DataFrame,  # Their standard errors
+                   path: str,  # As in `show_tradeoff`
+                   styles: Mapping[str, tuple[str, str]],  # Colour and marker of the other methods
+                  ) -> None:  # Nothing
+    "One panel: a point a method, the path of one method joined."
+    on = mean.index.str.startswith(path)
+    ax.plot(*mean[on].to_numpy().T, color=PALETTE[0], linewidth=1, zorder=1)
+    for m in mean.index:
+        colour, marker = styles.get(m, (PALETTE[0], "o"))
+        ax.errorbar(*mean.loc[m], xerr=error.loc[m].iloc[0], yerr=error.loc[m].iloc[1], fmt=marker, markersize=4.5, elinewidth=0.8,
+                    color=colour, ecolor=(colour, 0.5), label=m if m in styles else f"{path}(numbers)")
+    ax.grid(color="0.92")
+    ax.set_axisbelow(True)
+
+def _label_path(ax: Axes,  # Where, after the layout
+                mean: pd.DataFrame,  # Means of the two costs, a line a method
+                path: str,  # As in `show_tradeoff`
+               ) -> None:  # Nothing
+    "The number of every point of the path, on the side where there is most room."
+    angles = np.arange(8) * np.pi / 4
+    round_it = 10 * DPI / 72 * np.stack([np.cos(angles), np.sin(angles)], 1)
+    taken = list(ax.transData.transform(mean.to_numpy()))
+    for m in mean.index[mean.index.str.startswith(path)]:
+        here = ax.transData.transform(mean.loc[m])
+        best = max(here + round_it, key=lambda place: min(np.linalg.norm(place - other) for other in taken))
+        taken.append(best)
+        ax.annotate(m[len(path):], mean.loc[m], xytext=(best - here) * 72 / DPI, textcoords="offset points", ha="center", va="center", fontsize=8, color=PALETTE[0])
