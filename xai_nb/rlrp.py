@@ -225,13 +225,14 @@ class _Engine(TorchFunctionMode):
         self.conserving = rules["other"].name in ("rlrp", "rlrp-product")
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        args, kwargs = _newest(args), _newest(kwargs or {})
-        if not any(map(_tracked, _tensors((args, kwargs)))):
+        found = []
+        args, kwargs = _newest(args, found), _newest(kwargs or {}, found)
+        if not any(map(_tracked, found)):
             with torch.no_grad(): return func(*args, **kwargs)
         name = _op_name(func)
         if kwargs.get("out") is not None: raise _unsupported(self, f"{name}(out=...)")
         handler = _HANDLERS.get(name.rstrip("_"), _unknown)
-        for t in _tensors((args, kwargs)): _check(self, t, name, handler)
+        for t in found: _check(self, t, name, handler)
         func, args, kwargs, changes = _out_of_place(func, name, args, kwargs)
         out = handler(self, func, *args, **kwargs)
         if changes: _succeed(self, args[0], out, name)
@@ -294,13 +295,15 @@ def _tensors(tree: Any,  # Nested tuples, lists and dicts
     return [t for part in tree for t in _tensors(part)] if isinstance(tree, (tuple, list, type({}.values()))) else []
 
 def _newest(tree: Any,  # Nested tuples, lists and dicts
+            found: list[Tensor],  # Receives the tensors of the result
            ) -> Any:  # The same with changed tensors replaced by their successors
     "Follow in-place changes."
     if isinstance(tree, Tensor):
         while getattr(tree, "_lrp_next", None) is not None: tree = tree._lrp_next
+        found.append(tree)
         return tree
-    if type(tree) in (tuple, list): return type(tree)(_newest(t) for t in tree)
-    return {k: _newest(v) for k, v in tree.items()} if type(tree) is dict else tree
+    if isinstance(tree, (tuple, list)): return (list if isinstance(tree, list) else tuple)([_newest(t, found) for t in tree])
+    return {k: _newest(v, found) for k, v in tree.items()} if isinstance(tree, dict) else tree
 
 # %% ../nbs/20_rlrp.ipynb #b1b241b7
 def _op_name(func: Callable,  # What torch is about to call
@@ -418,16 +421,12 @@ class _Layer:
     a: Tensor  # Input, tracked
     weight: Tensor  # Weight as the model holds it
     bias: Tensor | None  # (C,), all that is added to the map
-    forward: Callable[[Tensor, Tensor], Tensor]  # (input, weight) to output, without bias
+    forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (input, weight, bias) to output
     transpose: Callable[[Tensor, Tensor], Tensor]  # (output-like, weight) to input-like
     view: tuple[int, ...]  # Shape in which (C,) broadcasts against the output
     groups: int = 0  # Number of groups of a transposed convolution, else 0
     scale: Tensor | None = None  # (C,), factor of a folded BatchNorm
-    mass: Tensor | None = None  # |W||a|, without scale and bias
-
-    def raw_mass(self) -> Tensor:
-        if self.mass is None: self.mass = self.forward(_absolute(self.a), _absolute_weight(self.engine.cache, self.weight))
-        return self.mass
+    bias_part: Tensor | None = None  # |b_j| / d_j on a strided sample of outputs, for the record
 
 # %% ../nbs/20_rlrp.ipynb #ddccadcc
 def _absolute(a: Tensor,  # Tracked tensor
@@ -479,20 +478,27 @@ def _layer_denominator(layer: _Layer,  # Layer
     "The denominator of the rules that need one transpose only."
     if layer.rule.name == "rlrp-product": return value.sign().masked_fill_(value == 0, math.inf)
     if layer.rule.name != "rlrp": return stabilised(value, layer.rule)
-    d, layer.mass, bias = layer.raw_mass(), None, _bias_mass(layer)
-    if bias is not None: d.add_(bias.view(layer.view))
-    d = signed_mass(d, value) if bias is None or bias.is_cuda or not bool((bias > 0).all()) else d.copysign_(value)
-    rows = _by_sample(_slice(value) / (_slice(d) * _channel_slice(layer, layer.scale, d)), layer.a._lrp, layer.engine.batch)
-    if rows is not None: note["kappa"] = rows.abs().nan_to_num(0.0).median(1).values
+    bias = _bias_mass(layer)
+    d = layer.forward(_absolute(layer.a), _absolute_weight(layer.engine.cache, layer.weight), bias)
+    positive = bias is not None and not bias.is_cuda and bool((bias > 0).all())  # then no output has mass 0
+    d = d.copysign_(value) if positive else signed_mass(d, value)
+    _note_layer(layer, value, d, bias, note)
     if layer.scale is not None and (d.is_cuda or bool((layer.scale < 0).any())): d *= torch.where(layer.scale < 0, -1.0, 1.0).view(layer.view)
     return d
 
-def _channel_slice(layer: _Layer,  # Layer
-                   v: Tensor | None,  # (C,) or None
-                   like: Tensor,  # Output-like
-                  ) -> Tensor | float:  # Broadcasts against `_slice(like)`
-    "A number per channel on the strided sample."
-    return 1.0 if v is None else _slice(v.view(layer.view).expand_as(like))
+def _note_layer(layer: _Layer,  # Layer
+                value: Tensor,  # Its outputs z
+                denominator: Tensor,  # D before the sign of the scale
+                bias: Tensor | None,  # (C,), |b / s|
+                note: dict,  # Its record
+               ) -> None:  # Nothing; `note` gets kappa, `layer` gets the shares of the bias
+    "Conditioning and shares of the bias on a strided sample of the outputs."
+    channels = lambda v: 1.0 if v is None else _slice(v.view(layer.view).expand_as(value))
+    d = _slice(denominator)
+    rows = _by_sample(_slice(value) / (d * channels(layer.scale)), layer.a._lrp, layer.engine.batch)
+    if rows is None: return
+    note["kappa"] = rows.abs().nan_to_num(0.0).median(1).values
+    layer.bias_part = 0.0 if bias is None else (channels(bias) / d).abs().nan_to_num(0.0)
 
 def _layer_message(layer: _Layer,  # Layer
                    relevance: Tensor,  # Outgoing, wide
@@ -501,33 +507,23 @@ def _layer_message(layer: _Layer,  # Layer
                   ) -> Tensor:  # Incoming, before the factor
     "a * W^T (R / D), the rules that need one transpose only."
     q = torch.div(relevance, denominator, out=denominator)  # the denominator is not needed any more
-    if layer.rule.name == "rlrp": note["bias_share"] = _bias_share(layer, q, relevance)
+    if layer.bias_part is not None: note["bias_share"] = _bias_share(layer, relevance)
     if layer.scale is not None and layer.rule.name != "rlrp": q *= layer.scale.view(layer.view)
     return layer.transpose(q, wide(layer.weight)).mul_(wide(layer.a))
 
 def _bias_share(layer: _Layer,  # Layer
-                q: Tensor,  # R / D
                 relevance: Tensor,  # R
                ) -> Tensor:  # (B,), between 0 and 1
-    "Share of the relevance that stands against a bias, on a strided sample."
-    if layer.bias is None: return torch.zeros(layer.engine.batch, dtype=q.dtype, device=q.device)
-    top = (_slice(q) * _channel_slice(layer, _bias_mass(layer), q)).abs().nan_to_num(0.0)
-    rows = [_by_sample(t, layer.a._lrp, layer.engine.batch) for t in (top, _slice(relevance).abs())]
-    if rows[0] is None: return torch.full((layer.engine.batch,), math.nan, device=q.device)
-    return torch.nan_to_num(rows[0].sum(1) / rows[1].sum(1), nan=0.0)
+    "Share of the relevance that stands against a bias, on the strided sample."
+    r = _slice(relevance).abs()
+    top, all_ = (_by_sample(t, layer.a._lrp, layer.engine.batch).sum(1) for t in (r * layer.bias_part, r))
+    return torch.nan_to_num(top / all_, nan=0.0)
 
 # %% ../nbs/20_rlrp.ipynb #08b5d5ad
 def _signs(t: Tensor,  # Any
           ) -> tuple[Tensor, Tensor]:  # Positive and negative part
     "A tensor as the sum of its positive and its negative part."
     return t.clamp(min=0), t.clamp(max=0)
-
-def _add_bias(layer: _Layer,  # Layer, for the view
-              total: Tensor,  # Sum of contributions
-              bias: Tensor | None,  # (C,)
-             ) -> Tensor:  # The sum with bias
-    "Add a bias along the channel axis."
-    return total if bias is None else total + bias.view(layer.view)
 
 def _favoured(layer: _Layer,  # Layer
               relevance: Tensor,  # Outgoing, where the favoured sign applies, else 0
@@ -537,7 +533,7 @@ def _favoured(layer: _Layer,  # Layer
              ) -> Tensor:  # Incoming
     "One signed share: a+ with one weight and a- with another, over their common sum."
     ap, an = _signs(wide(layer.a))
-    total = _add_bias(layer, layer.forward(ap, wp) + layer.forward(an, wn), bias)
+    total = layer.forward(ap, wp, bias) + layer.forward(an, wn, None)
     q = relevance / stabilised(total, layer.rule)
     return ap * layer.transpose(q, wp) + an * layer.transpose(q, wn)
 
@@ -580,7 +576,7 @@ def _input_rule(layer: _Layer,  # Layer
     "w-square and flat: shares that ignore the input."
     w = _folded(layer)[0]
     w = w.square() if layer.rule.name == "wsquare" else torch.ones_like(w)
-    total = layer.forward(torch.ones_like(wide(layer.a)), w)
+    total = layer.forward(torch.ones_like(wide(layer.a)), w, None)
     return layer.transpose(relevance / total.masked_fill(total == 0, math.inf), w)
 
 def _zbox(layer: _Layer,  # Layer
@@ -596,7 +592,7 @@ def _zbox(layer: _Layer,  # Layer
     if bool((a < low - 1e-6).any()) or bool((a > high + 1e-6).any()):
         raise ValueError(f"zbox needs inputs between low and high, got {float(a.min()):.3g} to {float(a.max()):.3g}; set them to the range of the pixels")
     wp, wn = _signs(w)
-    total = layer.forward(a, w) - layer.forward(low, wp) - layer.forward(high, wn)
+    total = layer.forward(a, w, None) - layer.forward(low, wp, None) - layer.forward(high, wn, None)
     q = relevance / stabilised(total, layer.rule)
     return a * layer.transpose(q, w) - low * layer.transpose(q, wp) - high * layer.transpose(q, wn)
 
@@ -624,7 +620,6 @@ def _node_output(engine: _Engine,  # The running engine
                  value: Tensor,  # Its outputs
                 ) -> Tensor:  # The output on the relevance graph, open for a BatchNorm that follows
     "Put a layer on the relevance graph."
-    if layer.rule.name == "rlrp": layer.raw_mass()
     node = _Node(layer, value)
     out = _emit(engine, value, node.back, [layer.a], layer.a._lrp)
     out._lrp_node = node
@@ -705,7 +700,7 @@ def _conv_layer(engine: _Engine,  # The running engine
     tup = lambda v: tuple(v) if isinstance(v, (tuple, list)) and len(v) == n else (v if isinstance(v, int) else v[0],) * n
     geometry = (tup(stride), tup(padding), tup(dilation), turned, tup(output_padding or 0), groups)
     like = wide(input)
-    forward = lambda a, w: torch.ops.aten.convolution(a, w, None, *geometry)
+    forward = lambda a, w, b: torch.ops.aten.convolution(a, w, b, *geometry)
     transpose = lambda q, w: torch.ops.aten.convolution_backward(q, like, w, None, *geometry, (True, False, False))[0]
     return _linear_layer(engine, op, "conv", value, input, weight, bias, forward=forward, transpose=transpose,
                          view=(1, -1, *[1] * n), groups=groups if turned else 0)
@@ -740,10 +735,9 @@ def _fold(engine: _Engine,  # The running engine
           scale: Tensor,  # (C,)
           shift: Tensor,  # (C,)
          ) -> Tensor:  # The output on the relevance graph
-    "One linear layer made of a layer and its BatchNorm; the mass of the layer is used again."
+    "One linear layer made of a layer and its BatchNorm."
     bias = shift if layer.bias is None else shift + scale * layer.bias
     folded = replace(layer, op=f"{layer.op}+bn", bias=bias, scale=scale if layer.scale is None else scale * layer.scale)
-    layer.mass = None  # handed over; computed again in the rare case that the layer's own output is used as well
     return _node_output(engine, folded, value)
 
 # %% ../nbs/20_rlrp.ipynb #8167b391
@@ -1163,7 +1157,7 @@ def _unknown(engine: _Engine,  # The running engine
         raise _unsupported(engine, name, *(["take signal-carrying steps apart, or explain the part of the model after it"] if name in ("lstm", "gru", "rnn_tanh", "rnn_relu") else []))
     return out
 
-_CONSTANTS = {"detach", "data", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
+_CONSTANTS = {"detach", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
               "new_empty", "new_full", "new_tensor"}
 _VIEWS = ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "T", "mT", "expand", "expand_as", "broadcast_to", "getitem", "select", "narrow",
           "chunk", "split", "tensor_split", "unbind", "unsqueeze", "squeeze", "diagonal")
