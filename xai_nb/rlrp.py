@@ -294,6 +294,11 @@ def _tensors(tree: Any,  # Nested tuples, lists and dicts
     if isinstance(tree, dict): tree = tree.values()
     return [t for part in tree for t in _tensors(part)] if isinstance(tree, (tuple, list, type({}.values()))) else []
 
+def _any_tracked(*tree: Any,  # Nested tuples, lists and dicts
+                ) -> bool:  # True if any tensor in it depends on the input
+    "Whether relevance would have to go to one of several arguments."
+    return any(map(_tracked, _tensors(tree)))
+
 def _newest(tree: Any,  # Nested tuples, lists and dicts
             found: list[Tensor],  # Receives the tensors of the result
            ) -> Any:  # The same with changed tensors replaced by their successors
@@ -306,6 +311,8 @@ def _newest(tree: Any,  # Nested tuples, lists and dicts
     return {k: _newest(v, found) for k, v in tree.items()} if isinstance(tree, dict) else tree
 
 # %% ../nbs/20_rlrp.ipynb #b1b241b7
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "setitem")  # besides all names that end in an underscore
+
 def _op_name(func: Callable,  # What torch is about to call
             ) -> str:  # For example "conv2d", "add_", "iadd"
     "The plain name of an operation; properties such as `.T` by the name of the property."
@@ -323,7 +330,7 @@ def _out_of_place(func: Callable,  # The operation
         bound = inspect.signature(func).bind(*args, **kwargs).arguments
         if "inplace" in bound: args, kwargs = (bound.pop("input"),), bound
     if kwargs.get("inplace") is True: return func, args, {**kwargs, "inplace": False}, True
-    if not name.endswith("_"): return func, args, kwargs, name in ("iadd", "isub", "imul", "itruediv", "setitem")
+    if not name.endswith("_"): return func, args, kwargs, name in _IN_PLACE
     return getattr(torch.Tensor, name[:-1], func), args, kwargs, True
 
 def _emit(engine: _Engine,  # The running engine
@@ -761,7 +768,7 @@ def _elementwise(engine: _Engine,  # The running engine
                  **kwargs: Any,  # Its other arguments
                 ) -> Tensor:  # Same shape
     "An activation: relevance passes, less the share of the constant phi(0)."
-    if any(map(_tracked, _tensors((args, kwargs)))): raise _unsupported(engine, _op_name(func), "two of its arguments depend on the input")
+    if _any_tracked(args, kwargs): raise _unsupported(engine, _op_name(func), "two of its arguments depend on the input")
     name = _op_name(func).rstrip("_")
     with torch.no_grad():
         value = func(input.detach(), *args, **kwargs)
@@ -918,8 +925,7 @@ def _moved(follow: Callable[..., Any],  # (input, output, func, args, kwargs) to
           ) -> Callable:  # A handler
     "A handler for operations that only move or pick values: autograd's own backward pass, plus the tag."
     def handler(engine, func, x, *args, **kwargs):
-        if not _tracked(x): raise _unsupported(engine, _op_name(func), "only its first argument may depend on the input")
-        if any(map(_tracked, _tensors((args, kwargs)))): raise _unsupported(engine, _op_name(func), "only its first argument may depend on the input")
+        if not _tracked(x) or _any_tracked(args, kwargs): raise _unsupported(engine, _op_name(func), "only its first argument may depend on the input")
         with torch.enable_grad(): out = func(x, *args, **kwargs)
         tags = x._lrp if engine.batch == 1 else follow(x, out, func, args, kwargs)
         for k, o in enumerate([out] if isinstance(out, Tensor) else out):
@@ -968,6 +974,14 @@ def _joined(engine: _Engine,  # The running engine
         _tag(out.select(dim, 0) if stacked else out.narrow(dim, 0, first.shape[dim]), [t for t in tensors if _tracked(t)] if stacked else [first])
         if stacked and dim <= where.axis: where = _Where(where.axis + 1, where.ids)
     return _mark(out, where, all(getattr(t, "_lrp_nonneg", False) for t in tensors))
+
+def _maximum(engine: _Engine, func: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    "The largest value along axes: the winner takes all, as in max pooling."
+    if _any_tracked(args, kwargs): raise _unsupported(engine, "max of two tensors")
+    with torch.enable_grad(): out = func(x, *args, **kwargs)
+    values = out if isinstance(out, Tensor) else out[0]
+    _mark(values, _reduced(x, values, *args, **kwargs) if engine.batch > 1 else _Where(), x._lrp_nonneg)
+    return out
 
 # %% ../nbs/20_rlrp.ipynb #0e20dc63
 def _normalised(engine: _Engine,  # The running engine
@@ -1151,7 +1165,7 @@ def _unknown(engine: _Engine,  # The running engine
             ) -> Any:  # Shapes, flags, indices; raises UnsupportedOp for anything that would carry relevance
     "Questions about a tensor are answered; operations without a rule are an error."
     name = _op_name(func)
-    if name.endswith("_") or name in ("setitem", "iadd", "isub", "imul", "itruediv"): raise _unsupported(engine, name)
+    if name.endswith("_") or name in _IN_PLACE: raise _unsupported(engine, name)
     with torch.no_grad(): out = func(*args, **kwargs)
     if name not in _CONSTANTS and any(t.is_floating_point() or t.is_complex() for t in _tensors(out)):
         raise _unsupported(engine, name, *(["take signal-carrying steps apart, or explain the part of the model after it"] if name in ("lstm", "gru", "rnn_tanh", "rnn_relu") else []))
@@ -1177,20 +1191,9 @@ _HANDLERS: dict[str, Callable] = {
     "div": _div, "divide": _div, "truediv": _div, "itruediv": _div, "true_divide": _div, "neg": lambda e, f, x: _mul(e, f, x, -1.0),
     "cat": _joined, "concat": _joined, "concatenate": _joined, "stack": _joined,
     "dropout": _identity, "dropout1d": _identity, "dropout2d": _identity, "dropout3d": _identity, "alpha_dropout": _identity, "feature_alpha_dropout": _identity, "feature_dropout": _identity,
-    "roll": _moved(_rolled), "flip": _moved(_rolled), "max": None, "amax": None,
+    "roll": _moved(_rolled), "flip": _moved(_rolled), "max": _maximum, "amax": _maximum,
     **dict.fromkeys(_VIEWS, _moved(_view)), **dict.fromkeys(_RESHAPES, _moved(_shape)), **dict.fromkeys(_SAME, _moved(_stays)),
     **dict.fromkeys(_MAPS, _fixed_map), **dict.fromkeys(sorted(_ZERO_AT_ZERO | _CONSTANT_AT_ZERO), _elementwise)}
-
-# %% ../nbs/20_rlrp.ipynb #c8a66251
-def _maximum(engine: _Engine, func: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    "The largest value along axes: the winner takes all, as in max pooling."
-    if any(map(_tracked, _tensors((args, kwargs)))): raise _unsupported(engine, "max of two tensors")
-    with torch.enable_grad(): out = func(x, *args, **kwargs)
-    values = out if isinstance(out, Tensor) else out[0]
-    _mark(values, _reduced(x, values, *args, **kwargs) if engine.batch > 1 else _Where(), x._lrp_nonneg)
-    return out
-
-_HANDLERS.update(max=_maximum, amax=_maximum)
 
 # %% ../nbs/20_rlrp.ipynb #d3862d24
 @dataclass(frozen=True)
@@ -1256,8 +1259,7 @@ def lrp(model: nn.Module,  # Any module whose operations are in the table; it is
     size, parts = batch_size or len(x), []
     cache = WeightCache() if cache is None and size < len(x) else cache
     for i in range(0, len(x), size):
-        t = target[i:i + size] if isinstance(target, (Tensor, list, tuple)) and len(torch.as_tensor(target).shape) else target
-        parts += _run_or_split(model, x[i:i + size], t, rules, skip, cache)
+        parts += _run_or_split(model, x[i:i + size], _target_of(target, i, i + size), rules, skip, cache)
     return _merged(parts)
 
 # %% ../nbs/20_rlrp.ipynb #1ad132be
@@ -1304,8 +1306,14 @@ def _run_or_split(model: nn.Module,  # Model
     "One pass, or one pass per example where the samples of a batch cannot be told apart."
     try: return [_run(model, x, target, rules, skip, cache)]
     except _Lost: pass
-    each = lambda i: target[i:i + 1] if isinstance(target, (Tensor, list, tuple)) and len(torch.as_tensor(target).shape) else target
-    return [_run(model, x[i:i + 1], each(i), rules, skip, cache) for i in range(len(x))]
+    return [_run(model, x[i:i + 1], _target_of(target, i, i + 1), rules, skip, cache) for i in range(len(x))]
+
+def _target_of(target: Target,  # Target of the whole batch
+               start: int,  # First example
+               stop: int,  # Behind the last example
+              ) -> Target:  # Target of these examples
+    "One class per example is sliced; anything else holds for all."
+    return target[start:stop] if isinstance(target, (Tensor, list, tuple)) and torch.as_tensor(target).ndim else target
 
 # %% ../nbs/20_rlrp.ipynb #30e2fbc4
 def _run(model: nn.Module,  # Model
@@ -1384,7 +1392,7 @@ def stability_report(model: nn.Module,  # A float32 or float64 model; copies are
                      noise: float = 0.01,  # Standard deviation of the input noise, units of `x`
                      weight_noise: float = 1e-3,  # Relative standard deviation of the weight noise
                      seed: int = 0,  # Of both
-                    ) -> pd.DataFrame:  # One row per method: growth (median and max of sum |R| / |f|), noise, weights, bf16_weights (mean change of the unit map), float32_error (worst), non_finite
+                    ) -> pd.DataFrame:  # One row per method: growth (median and max of sum |R| / |f|), noise, weights, bf16_weights (mean change of the unit map), float32_error and float32_median (worst and median), non_finite
     "Change of the maps under input, weight and precision perturbations, and growth of their mass."
     if not isinstance(methods, Mapping): methods = {m: (lambda model, x, t, m=m: relevance_map(model, x, t, method=m)) for m in methods}
     x64, double = x.double(), copy.deepcopy(model).double().eval()
@@ -1400,9 +1408,9 @@ def stability_report(model: nn.Module,  # A float32 or float64 model; copies are
         low = method(single, x64.float(), target).flatten(1).double()
         growth, u = base.abs().sum(1) / f.abs(), F.normalize(base)
         turned = [(F.normalize(method(m, v, target).flatten(1)) - u).norm(dim=1).mean() for m, v in ((double, noisy), (shaken, x64), (rounded, x64))]
-        error = ((low - base).norm(dim=1) / base.norm(dim=1)).max()
-        rows[name] = [float(v) for v in (growth.median(), growth.max(), *turned, error, (~torch.isfinite(low)).sum())]
-    return pd.DataFrame.from_dict(rows, "index", columns=["growth", "growth_max", "noise", "weights", "bf16_weights", "float32_error", "non_finite"])
+        error = (low - base).norm(dim=1) / base.norm(dim=1)
+        rows[name] = [float(v) for v in (growth.median(), growth.max(), *turned, error.max(), error.median(), (~torch.isfinite(low)).sum())]
+    return pd.DataFrame.from_dict(rows, "index", columns=["growth", "growth_max", "noise", "weights", "bf16_weights", "float32_error", "float32_median", "non_finite"])
 
 # %% ../nbs/20_rlrp.ipynb #666245a3
 def _with_weights(model: nn.Module,  # Model
