@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .core import NonFiniteError, Target, UnsupportedOp, check_finite, eval_mode, resolve_target
+from .metrics import spearman
 
 # %% ../nbs/20_rlrp.ipynb #842b751d
 RULES = ("rlrp", "rlrp-product", "lrp0", "epsilon", "gamma", "zplus", "alphabeta", "wsquare", "flat", "zbox")
@@ -42,8 +43,8 @@ class Rule:
     def __post_init__(self) -> None:
         "Check the numbers."
         if self.name not in RULES: raise ValueError(f"no rule {self.name!r}; the rules are {', '.join(RULES)}")
-        if self.eps < 0 or self.gamma < 0 or self.beta < 0: raise ValueError("eps, gamma and beta must not be negative")
-        if abs(self.alpha - self.beta - 1) > 1e-9: raise ValueError(f"alpha - beta is {self.alpha - self.beta}, expected 1: relevance would not be conserved")
+        if not min(self.eps, self.gamma, self.beta) >= 0: raise ValueError(f"eps {self.eps}, gamma {self.gamma}, beta {self.beta}: none may be negative or NaN")
+        if not abs(self.alpha - self.beta - 1) <= 1e-9: raise ValueError(f"alpha - beta is {self.alpha - self.beta}, expected 1: relevance would not be conserved")
 
 # %% ../nbs/20_rlrp.ipynb #91c302ec
 def signed_mass(mass: Tensor,  # Absolute mass d of each output, at least 0; overwritten
@@ -331,7 +332,8 @@ def _out_of_place(func: Callable,  # The operation
         if "inplace" in bound: args, kwargs = (bound.pop("input"),), bound
     if kwargs.get("inplace") is True: return func, args, {**kwargs, "inplace": False}, True
     if not name.endswith("_"): return func, args, kwargs, name in _IN_PLACE
-    return getattr(torch.Tensor, name[:-1], func), args, kwargs, True
+    other = getattr(torch.Tensor, name[:-1], None)
+    return other if callable(other) else func, args, kwargs, True
 
 def _emit(engine: _Engine,  # The running engine
           value: Tensor,  # Output of the operation, without graph
@@ -467,7 +469,7 @@ class _Node:
 
     def settle(self):
         if self.denominator is not None or self.layer.rule.name in _PARTS: return
-        self.denominator = _layer_denominator(self.layer, self.value, self.note)
+        with torch.no_grad(): self.denominator = _layer_denominator(self.layer, self.value, self.note)
         self.value = None
 
     def back(self, relevance):
@@ -619,6 +621,8 @@ def _linear_layer(engine: _Engine,  # The running engine
     if not _tracked(a) or _tracked(weight) or _tracked(bias): raise _unsupported(engine, op, "its weight depends on the input")
     rule = engine.rules.get("first" if engine.linear_ops == 0 else kind) or engine.rules[kind]
     engine.linear_ops += 1
+    with torch.no_grad():
+        if bias is not None: check_finite("a bias", bias)
     layer = _Layer(engine, op, rule, a, weight, None if bias is None else wide(bias), **maps)
     return _node_output(engine, layer, value)
 
@@ -1255,7 +1259,7 @@ def lrp(model: nn.Module,  # Any module whose operations are in the table; it is
     "Layer-wise relevance propagation with any rule or composite of rules."
     rules = _rules(rule)
     skip = skip or ("relative" if rules["other"].name.startswith("rlrp") else "z")
-    _check_call(model, x, skip)
+    _check_call(model, x, skip, batch_size)
     size, parts = batch_size or len(x), []
     cache = WeightCache() if cache is None and size < len(x) else cache
     for i in range(0, len(x), size):
@@ -1274,6 +1278,7 @@ def _rules(rule: str | Rule | Mapping[str, str | Rule],  # What the user passed
     "Fill in a composite. Operations that are not linear layers follow rlrp if every linear layer does, else epsilon."
     rule = COMPOSITES.get(rule, rule) if isinstance(rule, str) else rule
     if not isinstance(rule, Mapping): rule = {"conv": rule, "dense": rule}
+    if wrong := [r for r in rule.values() if not isinstance(r, (str, Rule))]: raise TypeError(f"a rule is {type(wrong[0]).__name__}, expected a name or a Rule")
     if extra := set(rule) - {"first", "conv", "dense", "other"}: raise ValueError(f"unknown kinds {sorted(extra)}; a composite has first, conv, dense, other")
     if missing := {"conv", "dense"} - set(rule): raise ValueError(f"the composite has no rule for {sorted(missing)}")
     rules = {kind: Rule(r) if isinstance(r, str) else r for kind, r in rule.items()}
@@ -1285,11 +1290,13 @@ def _rules(rule: str | Rule | Mapping[str, str | Rule],  # What the user passed
 def _check_call(model: nn.Module,  # Model
                 x: Tensor,  # Input
                 skip: str,  # Rule for additions
+                batch_size: int | None,  # Examples per pass
                ) -> None:  # Raises TypeError, ValueError, NonFiniteError or UnsupportedOp
     "Say at once what cannot work."
     if not isinstance(model, nn.Module): raise TypeError(f"model is {type(model).__name__}, expected a torch.nn.Module")
     if not isinstance(x, Tensor) or not x.is_floating_point(): raise TypeError(f"x must be a float tensor, got {getattr(x, 'dtype', type(x).__name__)}; pass embeddings instead of indices")
     if x.ndim < 2 or x.numel() == 0: raise ValueError(f"x has shape {tuple(x.shape)}; expected a batch (B ...) with at least one example")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1): raise ValueError(f"batch_size is {batch_size}, expected None or an integer of at least 1")
     if skip not in ("relative", "z", "ratio", "symmetric"): raise ValueError(f"skip is {skip!r}; expected relative, z, ratio or symmetric")
     if hidden := [name for name, m in model.named_modules() if type(m).__name__ in ("OptimizedModule", "RecursiveScriptModule", "TopLevelTracedModule", "TracedModule")]:
         raise UnsupportedOp("a compiled or scripted module", hidden[0], "pass the module it was made from")
@@ -1306,7 +1313,12 @@ def _run_or_split(model: nn.Module,  # Model
     "One pass, or one pass per example where the samples of a batch cannot be told apart."
     try: return [_run(model, x, target, rules, skip, cache)]
     except _Lost: pass
-    return [_run(model, x[i:i + 1], _target_of(target, i, i + 1), rules, skip, cache) for i in range(len(x))]
+    parts = [_run(model, x[i:i + 1], _target_of(target, i, i + 1), rules, skip, cache) for i in range(len(x))]
+    with torch.no_grad(), eval_mode(model): together = wide(resolve_target(model(x), target))
+    alone, tolerance = torch.cat([p.value for p in parts]), torch.finfo(x.dtype).eps ** 0.5
+    if not torch.allclose(alone, together, rtol=tolerance, atol=tolerance * float(together.abs().max())):
+        raise ValueError("the model mixes the examples of a batch: its output for one example depends on the others; explain them one at a time")
+    return parts
 
 def _target_of(target: Target,  # Target of the whole batch
                start: int,  # First example
@@ -1329,12 +1341,23 @@ def _run(model: nn.Module,  # Model
         leaf = x.detach().clone().requires_grad_()
         _mark(leaf, _Where())
         with engine: value = resolve_target(model(leaf), target)
+        if len(value) != len(x): raise ValueError(f"the model returned {len(value)} rows for {len(x)} examples; expected one row per example")
         if not _tracked(value) or not value.requires_grad: raise ValueError("the output does not depend on x through operations of the table; is there a detach or an integer cast on the way?")
-        f = check_finite("the output of the model", wide(value))
+        f = _finite(model, "the output of the model", wide(value))
         start, exponent = torch.frexp(f)  # powers of two are exact, so half precision keeps its range
         relevance, = torch.autograd.grad(value, leaf, (start * 4096).to(value.dtype))
     relevance = torch.ldexp(wide(relevance), (exponent - 12).view(-1, *[1] * (x.ndim - 1)))
-    return Relevance(check_finite("the relevance", relevance), f, tuple(LayerRecord(**n) for n in engine.notes if not n["kept"].isnan().all()))
+    return Relevance(_finite(model, "the relevance", relevance), f, tuple(LayerRecord(**n) for n in engine.notes if not n["kept"].isnan().all()))
+
+def _finite(model: nn.Module,  # The model
+            name: str,  # What the values are
+            values: Tensor,  # Any
+           ) -> Tensor:  # `values`; raises NonFiniteError
+    "Where values are not finite, the error names the parameter to blame, if there is one."
+    if not bool(torch.isfinite(values).all()):
+        for key, p in (*model.named_parameters(), *model.named_buffers()):
+            if p.is_floating_point(): check_finite(f"{key} of the model", p)
+    return check_finite(name, values)
 
 def _merged(parts: Sequence[Relevance],  # Results of slices of a batch
            ) -> Relevance:  # The result of the batch
