@@ -1187,15 +1187,16 @@ _MAPS = ("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adapt
 
 # %% ../nbs/20_rlrp.ipynb #36f0cbf0
 _HANDLERS: dict[str, Callable] = {
-    "linear": _linear, "conv1d": _conv, "conv2d": _conv, "conv3d": _conv, "conv_transpose1d": _conv_transpose, "conv_transpose2d": _conv_transpose,
-    "conv_transpose3d": _conv_transpose, "batch_norm": _batch_norm, "layer_norm": _layer_norm, "group_norm": _group_norm,
-    "instance_norm": _instance_norm, "rms_norm": _rms_norm, "softmax": _softmax, "matmul": _matmul, "rmatmul": lambda e, f, a, b: _matmul(e, f, b, a), "mm": _matmul, "bmm": _matmul, "addmm": _addmm,
-    "einsum": _einsum, "scaled_dot_product_attention": _attention, "multi_head_attention_forward": _multi_head,
-    "add": _add, "iadd": _add, "radd": _add, "sub": _sub, "subtract": _sub, "isub": _sub, "rsub": _rsub, "mul": _mul, "multiply": _mul, "imul": _mul, "rmul": _mul,
-    "div": _div, "divide": _div, "truediv": _div, "itruediv": _div, "true_divide": _div, "neg": lambda e, f, x: _mul(e, f, x, -1.0),
-    "cat": _joined, "concat": _joined, "concatenate": _joined, "stack": _joined,
-    "dropout": _identity, "dropout1d": _identity, "dropout2d": _identity, "dropout3d": _identity, "alpha_dropout": _identity, "feature_alpha_dropout": _identity, "feature_dropout": _identity,
-    "roll": _moved(_rolled), "flip": _moved(_rolled), "max": _maximum, "amax": _maximum,
+    "linear": _linear, "addmm": _addmm, "batch_norm": _batch_norm,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv), **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
+    "layer_norm": _layer_norm, "group_norm": _group_norm, "instance_norm": _instance_norm, "rms_norm": _rms_norm, "softmax": _softmax,
+    **dict.fromkeys(("matmul", "mm", "bmm"), _matmul), "rmatmul": lambda e, f, a, b: _matmul(e, f, b, a), "einsum": _einsum,
+    "scaled_dot_product_attention": _attention, "multi_head_attention_forward": _multi_head,
+    **dict.fromkeys(("add", "iadd", "radd"), _add), **dict.fromkeys(("sub", "subtract", "isub"), _sub), "rsub": _rsub,
+    **dict.fromkeys(("mul", "multiply", "imul", "rmul"), _mul), "neg": lambda e, f, x: _mul(e, f, x, -1.0),
+    **dict.fromkeys(("div", "divide", "truediv", "itruediv", "true_divide"), _div),
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), _joined), **dict.fromkeys(("max", "amax"), _maximum), **dict.fromkeys(("roll", "flip"), _moved(_rolled)),
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"), _identity),
     **dict.fromkeys(_VIEWS, _moved(_view)), **dict.fromkeys(_RESHAPES, _moved(_shape)), **dict.fromkeys(_SAME, _moved(_stays)),
     **dict.fromkeys(_MAPS, _fixed_map), **dict.fromkeys(sorted(_ZERO_AT_ZERO | _CONSTANT_AT_ZERO), _elementwise)}
 
