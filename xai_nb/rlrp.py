@@ -929,6 +929,7 @@ def _moved(follow: Callable[..., Any],  # (input, output, func, args, kwargs) to
           ) -> Callable:  # A handler
     "A handler for operations that only move or pick values: autograd's own backward pass, plus the tag."
     def handler(engine, func, x, *args, **kwargs):
+        if _op_name(func).endswith("_as"): args = tuple(t.detach() for t in args)  # only its shape or type counts
         if not _tracked(x) or _any_tracked(args, kwargs): raise _unsupported(engine, _op_name(func), "only its first argument may depend on the input")
         with torch.enable_grad(): out = func(x, *args, **kwargs)
         tags = x._lrp if engine.batch == 1 else follow(x, out, func, args, kwargs)
