@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .core import NonFiniteError, Target, UnsupportedOp, check_finite, eval_mode, resolve_target
+from .metrics import spearman
 
 # %% ../nbs/20_rlrp.ipynb #842b751d
 RULES = ("rlrp", "rlrp-product", "lrp0", "epsilon", "gamma", "zplus", "alphabeta", "wsquare", "flat", "zbox")
@@ -42,8 +43,8 @@ class Rule:
     def __post_init__(self) -> None:
         "Check the numbers."
         if self.name not in RULES: raise ValueError(f"no rule {self.name!r}; the rules are {', '.join(RULES)}")
-        if self.eps < 0 or self.gamma < 0 or self.beta < 0: raise ValueError("eps, gamma and beta must not be negative")
-        if abs(self.alpha - self.beta - 1) > 1e-9: raise ValueError(f"alpha - beta is {self.alpha - self.beta}, expected 1: relevance would not be conserved")
+        if not min(self.eps, self.gamma, self.beta) >= 0: raise ValueError(f"eps {self.eps}, gamma {self.gamma}, beta {self.beta}: none may be negative or NaN")
+        if not abs(self.alpha - self.beta - 1) <= 1e-9: raise ValueError(f"alpha - beta is {self.alpha - self.beta}, expected 1: relevance would not be conserved")
 
 # %% ../nbs/20_rlrp.ipynb #91c302ec
 def signed_mass(mass: Tensor,  # Absolute mass d of each output, at least 0; overwritten
@@ -225,13 +226,14 @@ class _Engine(TorchFunctionMode):
         self.conserving = rules["other"].name in ("rlrp", "rlrp-product")
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        args, kwargs = _newest(args), _newest(kwargs or {})
-        if not any(map(_tracked, _tensors((args, kwargs)))):
+        found = []
+        args, kwargs = _newest(args, found), _newest(kwargs or {}, found)
+        if not any(map(_tracked, found)):
             with torch.no_grad(): return func(*args, **kwargs)
         name = _op_name(func)
         if kwargs.get("out") is not None: raise _unsupported(self, f"{name}(out=...)")
         handler = _HANDLERS.get(name.rstrip("_"), _unknown)
-        for t in _tensors((args, kwargs)): _check(self, t, name, handler)
+        for t in found: _check(self, t, name, handler)
         func, args, kwargs, changes = _out_of_place(func, name, args, kwargs)
         out = handler(self, func, *args, **kwargs)
         if changes: _succeed(self, args[0], out, name)
@@ -293,16 +295,25 @@ def _tensors(tree: Any,  # Nested tuples, lists and dicts
     if isinstance(tree, dict): tree = tree.values()
     return [t for part in tree for t in _tensors(part)] if isinstance(tree, (tuple, list, type({}.values()))) else []
 
+def _any_tracked(*tree: Any,  # Nested tuples, lists and dicts
+                ) -> bool:  # True if any tensor in it depends on the input
+    "Whether relevance would have to go to one of several arguments."
+    return any(map(_tracked, _tensors(tree)))
+
 def _newest(tree: Any,  # Nested tuples, lists and dicts
+            found: list[Tensor],  # Receives the tensors of the result
            ) -> Any:  # The same with changed tensors replaced by their successors
     "Follow in-place changes."
     if isinstance(tree, Tensor):
         while getattr(tree, "_lrp_next", None) is not None: tree = tree._lrp_next
+        found.append(tree)
         return tree
-    if type(tree) in (tuple, list): return type(tree)(_newest(t) for t in tree)
-    return {k: _newest(v) for k, v in tree.items()} if type(tree) is dict else tree
+    if isinstance(tree, (tuple, list)): return (list if isinstance(tree, list) else tuple)([_newest(t, found) for t in tree])
+    return {k: _newest(v, found) for k, v in tree.items()} if isinstance(tree, dict) else tree
 
 # %% ../nbs/20_rlrp.ipynb #b1b241b7
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "setitem")  # besides all names that end in an underscore
+
 def _op_name(func: Callable,  # What torch is about to call
             ) -> str:  # For example "conv2d", "add_", "iadd"
     "The plain name of an operation; properties such as `.T` by the name of the property."
@@ -320,8 +331,9 @@ def _out_of_place(func: Callable,  # The operation
         bound = inspect.signature(func).bind(*args, **kwargs).arguments
         if "inplace" in bound: args, kwargs = (bound.pop("input"),), bound
     if kwargs.get("inplace") is True: return func, args, {**kwargs, "inplace": False}, True
-    if not name.endswith("_"): return func, args, kwargs, name in ("iadd", "isub", "imul", "itruediv", "setitem")
-    return getattr(torch.Tensor, name[:-1], func), args, kwargs, True
+    if not name.endswith("_"): return func, args, kwargs, name in _IN_PLACE
+    other = getattr(torch.Tensor, name[:-1], None)
+    return other if callable(other) else func, args, kwargs, True
 
 def _emit(engine: _Engine,  # The running engine
           value: Tensor,  # Output of the operation, without graph
@@ -418,16 +430,12 @@ class _Layer:
     a: Tensor  # Input, tracked
     weight: Tensor  # Weight as the model holds it
     bias: Tensor | None  # (C,), all that is added to the map
-    forward: Callable[[Tensor, Tensor], Tensor]  # (input, weight) to output, without bias
+    forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (input, weight, bias) to output
     transpose: Callable[[Tensor, Tensor], Tensor]  # (output-like, weight) to input-like
     view: tuple[int, ...]  # Shape in which (C,) broadcasts against the output
     groups: int = 0  # Number of groups of a transposed convolution, else 0
     scale: Tensor | None = None  # (C,), factor of a folded BatchNorm
-    mass: Tensor | None = None  # |W||a|, without scale and bias
-
-    def raw_mass(self) -> Tensor:
-        if self.mass is None: self.mass = self.forward(_absolute(self.a), _absolute_weight(self.engine.cache, self.weight))
-        return self.mass
+    bias_part: Tensor | None = None  # |b_j| / d_j on a strided sample of outputs, for the record
 
 # %% ../nbs/20_rlrp.ipynb #ddccadcc
 def _absolute(a: Tensor,  # Tracked tensor
@@ -461,7 +469,7 @@ class _Node:
 
     def settle(self):
         if self.denominator is not None or self.layer.rule.name in _PARTS: return
-        self.denominator = _layer_denominator(self.layer, self.value, self.note)
+        with torch.no_grad(): self.denominator = _layer_denominator(self.layer, self.value, self.note)
         self.value = None
 
     def back(self, relevance):
@@ -479,20 +487,27 @@ def _layer_denominator(layer: _Layer,  # Layer
     "The denominator of the rules that need one transpose only."
     if layer.rule.name == "rlrp-product": return value.sign().masked_fill_(value == 0, math.inf)
     if layer.rule.name != "rlrp": return stabilised(value, layer.rule)
-    d, layer.mass, bias = layer.raw_mass(), None, _bias_mass(layer)
-    if bias is not None: d.add_(bias.view(layer.view))
-    d = signed_mass(d, value) if bias is None or bias.is_cuda or not bool((bias > 0).all()) else d.copysign_(value)
-    rows = _by_sample(_slice(value) / (_slice(d) * _channel_slice(layer, layer.scale, d)), layer.a._lrp, layer.engine.batch)
-    if rows is not None: note["kappa"] = rows.abs().nan_to_num(0.0).median(1).values
+    bias = _bias_mass(layer)
+    d = layer.forward(_absolute(layer.a), _absolute_weight(layer.engine.cache, layer.weight), bias)
+    positive = bias is not None and not bias.is_cuda and bool((bias > 0).all())  # then no output has mass 0
+    d = d.copysign_(value) if positive else signed_mass(d, value)
+    _note_layer(layer, value, d, bias, note)
     if layer.scale is not None and (d.is_cuda or bool((layer.scale < 0).any())): d *= torch.where(layer.scale < 0, -1.0, 1.0).view(layer.view)
     return d
 
-def _channel_slice(layer: _Layer,  # Layer
-                   v: Tensor | None,  # (C,) or None
-                   like: Tensor,  # Output-like
-                  ) -> Tensor | float:  # Broadcasts against `_slice(like)`
-    "A number per channel on the strided sample."
-    return 1.0 if v is None else _slice(v.view(layer.view).expand_as(like))
+def _note_layer(layer: _Layer,  # Layer
+                value: Tensor,  # Its outputs z
+                denominator: Tensor,  # D before the sign of the scale
+                bias: Tensor | None,  # (C,), |b / s|
+                note: dict,  # Its record
+               ) -> None:  # Nothing; `note` gets kappa, `layer` gets the shares of the bias
+    "Conditioning and shares of the bias on a strided sample of the outputs."
+    channels = lambda v: 1.0 if v is None else _slice(v.view(layer.view).expand_as(value))
+    d = _slice(denominator)
+    rows = _by_sample(_slice(value) / (d * channels(layer.scale)), layer.a._lrp, layer.engine.batch)
+    if rows is None: return
+    note["kappa"] = rows.abs().nan_to_num(0.0).median(1).values
+    layer.bias_part = 0.0 if bias is None else (channels(bias) / d).abs().nan_to_num(0.0)
 
 def _layer_message(layer: _Layer,  # Layer
                    relevance: Tensor,  # Outgoing, wide
@@ -501,33 +516,23 @@ def _layer_message(layer: _Layer,  # Layer
                   ) -> Tensor:  # Incoming, before the factor
     "a * W^T (R / D), the rules that need one transpose only."
     q = torch.div(relevance, denominator, out=denominator)  # the denominator is not needed any more
-    if layer.rule.name == "rlrp": note["bias_share"] = _bias_share(layer, q, relevance)
+    if layer.bias_part is not None: note["bias_share"] = _bias_share(layer, relevance)
     if layer.scale is not None and layer.rule.name != "rlrp": q *= layer.scale.view(layer.view)
     return layer.transpose(q, wide(layer.weight)).mul_(wide(layer.a))
 
 def _bias_share(layer: _Layer,  # Layer
-                q: Tensor,  # R / D
                 relevance: Tensor,  # R
                ) -> Tensor:  # (B,), between 0 and 1
-    "Share of the relevance that stands against a bias, on a strided sample."
-    if layer.bias is None: return torch.zeros(layer.engine.batch, dtype=q.dtype, device=q.device)
-    top = (_slice(q) * _channel_slice(layer, _bias_mass(layer), q)).abs().nan_to_num(0.0)
-    rows = [_by_sample(t, layer.a._lrp, layer.engine.batch) for t in (top, _slice(relevance).abs())]
-    if rows[0] is None: return torch.full((layer.engine.batch,), math.nan, device=q.device)
-    return torch.nan_to_num(rows[0].sum(1) / rows[1].sum(1), nan=0.0)
+    "Share of the relevance that stands against a bias, on the strided sample."
+    r = _slice(relevance).abs()
+    top, all_ = (_by_sample(t, layer.a._lrp, layer.engine.batch).sum(1) for t in (r * layer.bias_part, r))
+    return torch.nan_to_num(top / all_, nan=0.0)
 
 # %% ../nbs/20_rlrp.ipynb #08b5d5ad
 def _signs(t: Tensor,  # Any
           ) -> tuple[Tensor, Tensor]:  # Positive and negative part
     "A tensor as the sum of its positive and its negative part."
     return t.clamp(min=0), t.clamp(max=0)
-
-def _add_bias(layer: _Layer,  # Layer, for the view
-              total: Tensor,  # Sum of contributions
-              bias: Tensor | None,  # (C,)
-             ) -> Tensor:  # The sum with bias
-    "Add a bias along the channel axis."
-    return total if bias is None else total + bias.view(layer.view)
 
 def _favoured(layer: _Layer,  # Layer
               relevance: Tensor,  # Outgoing, where the favoured sign applies, else 0
@@ -537,7 +542,7 @@ def _favoured(layer: _Layer,  # Layer
              ) -> Tensor:  # Incoming
     "One signed share: a+ with one weight and a- with another, over their common sum."
     ap, an = _signs(wide(layer.a))
-    total = _add_bias(layer, layer.forward(ap, wp) + layer.forward(an, wn), bias)
+    total = layer.forward(ap, wp, bias) + layer.forward(an, wn, None)
     q = relevance / stabilised(total, layer.rule)
     return ap * layer.transpose(q, wp) + an * layer.transpose(q, wn)
 
@@ -580,7 +585,7 @@ def _input_rule(layer: _Layer,  # Layer
     "w-square and flat: shares that ignore the input."
     w = _folded(layer)[0]
     w = w.square() if layer.rule.name == "wsquare" else torch.ones_like(w)
-    total = layer.forward(torch.ones_like(wide(layer.a)), w)
+    total = layer.forward(torch.ones_like(wide(layer.a)), w, None)
     return layer.transpose(relevance / total.masked_fill(total == 0, math.inf), w)
 
 def _zbox(layer: _Layer,  # Layer
@@ -596,7 +601,7 @@ def _zbox(layer: _Layer,  # Layer
     if bool((a < low - 1e-6).any()) or bool((a > high + 1e-6).any()):
         raise ValueError(f"zbox needs inputs between low and high, got {float(a.min()):.3g} to {float(a.max()):.3g}; set them to the range of the pixels")
     wp, wn = _signs(w)
-    total = layer.forward(a, w) - layer.forward(low, wp) - layer.forward(high, wn)
+    total = layer.forward(a, w, None) - layer.forward(low, wp, None) - layer.forward(high, wn, None)
     q = relevance / stabilised(total, layer.rule)
     return a * layer.transpose(q, w) - low * layer.transpose(q, wp) - high * layer.transpose(q, wn)
 
@@ -616,6 +621,8 @@ def _linear_layer(engine: _Engine,  # The running engine
     if not _tracked(a) or _tracked(weight) or _tracked(bias): raise _unsupported(engine, op, "its weight depends on the input")
     rule = engine.rules.get("first" if engine.linear_ops == 0 else kind) or engine.rules[kind]
     engine.linear_ops += 1
+    with torch.no_grad():
+        if bias is not None: check_finite("a bias", bias)
     layer = _Layer(engine, op, rule, a, weight, None if bias is None else wide(bias), **maps)
     return _node_output(engine, layer, value)
 
@@ -624,7 +631,6 @@ def _node_output(engine: _Engine,  # The running engine
                  value: Tensor,  # Its outputs
                 ) -> Tensor:  # The output on the relevance graph, open for a BatchNorm that follows
     "Put a layer on the relevance graph."
-    if layer.rule.name == "rlrp": layer.raw_mass()
     node = _Node(layer, value)
     out = _emit(engine, value, node.back, [layer.a], layer.a._lrp)
     out._lrp_node = node
@@ -705,7 +711,7 @@ def _conv_layer(engine: _Engine,  # The running engine
     tup = lambda v: tuple(v) if isinstance(v, (tuple, list)) and len(v) == n else (v if isinstance(v, int) else v[0],) * n
     geometry = (tup(stride), tup(padding), tup(dilation), turned, tup(output_padding or 0), groups)
     like = wide(input)
-    forward = lambda a, w: torch.ops.aten.convolution(a, w, None, *geometry)
+    forward = lambda a, w, b: torch.ops.aten.convolution(a, w, b, *geometry)
     transpose = lambda q, w: torch.ops.aten.convolution_backward(q, like, w, None, *geometry, (True, False, False))[0]
     return _linear_layer(engine, op, "conv", value, input, weight, bias, forward=forward, transpose=transpose,
                          view=(1, -1, *[1] * n), groups=groups if turned else 0)
@@ -740,10 +746,9 @@ def _fold(engine: _Engine,  # The running engine
           scale: Tensor,  # (C,)
           shift: Tensor,  # (C,)
          ) -> Tensor:  # The output on the relevance graph
-    "One linear layer made of a layer and its BatchNorm; the mass of the layer is used again."
+    "One linear layer made of a layer and its BatchNorm."
     bias = shift if layer.bias is None else shift + scale * layer.bias
     folded = replace(layer, op=f"{layer.op}+bn", bias=bias, scale=scale if layer.scale is None else scale * layer.scale)
-    layer.mass = None  # handed over; computed again in the rare case that the layer's own output is used as well
     return _node_output(engine, folded, value)
 
 # %% ../nbs/20_rlrp.ipynb #8167b391
@@ -767,7 +772,7 @@ def _elementwise(engine: _Engine,  # The running engine
                  **kwargs: Any,  # Its other arguments
                 ) -> Tensor:  # Same shape
     "An activation: relevance passes, less the share of the constant phi(0)."
-    if any(map(_tracked, _tensors((args, kwargs)))): raise _unsupported(engine, _op_name(func), "two of its arguments depend on the input")
+    if _any_tracked(args, kwargs): raise _unsupported(engine, _op_name(func), "two of its arguments depend on the input")
     name = _op_name(func).rstrip("_")
     with torch.no_grad():
         value = func(input.detach(), *args, **kwargs)
@@ -924,8 +929,8 @@ def _moved(follow: Callable[..., Any],  # (input, output, func, args, kwargs) to
           ) -> Callable:  # A handler
     "A handler for operations that only move or pick values: autograd's own backward pass, plus the tag."
     def handler(engine, func, x, *args, **kwargs):
-        if not _tracked(x): raise _unsupported(engine, _op_name(func), "only its first argument may depend on the input")
-        if any(map(_tracked, _tensors((args, kwargs)))): raise _unsupported(engine, _op_name(func), "only its first argument may depend on the input")
+        if _op_name(func).endswith("_as"): args = tuple(t.detach() for t in args)  # only its shape or type counts
+        if not _tracked(x) or _any_tracked(args, kwargs): raise _unsupported(engine, _op_name(func), "only its first argument may depend on the input")
         with torch.enable_grad(): out = func(x, *args, **kwargs)
         tags = x._lrp if engine.batch == 1 else follow(x, out, func, args, kwargs)
         for k, o in enumerate([out] if isinstance(out, Tensor) else out):
@@ -974,6 +979,14 @@ def _joined(engine: _Engine,  # The running engine
         _tag(out.select(dim, 0) if stacked else out.narrow(dim, 0, first.shape[dim]), [t for t in tensors if _tracked(t)] if stacked else [first])
         if stacked and dim <= where.axis: where = _Where(where.axis + 1, where.ids)
     return _mark(out, where, all(getattr(t, "_lrp_nonneg", False) for t in tensors))
+
+def _maximum(engine: _Engine, func: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    "The largest value along axes: the winner takes all, as in max pooling."
+    if _any_tracked(args, kwargs): raise _unsupported(engine, "max of two tensors")
+    with torch.enable_grad(): out = func(x, *args, **kwargs)
+    values = out if isinstance(out, Tensor) else out[0]
+    _mark(values, _reduced(x, values, *args, **kwargs) if engine.batch > 1 else _Where(), x._lrp_nonneg)
+    return out
 
 # %% ../nbs/20_rlrp.ipynb #0e20dc63
 def _normalised(engine: _Engine,  # The running engine
@@ -1157,13 +1170,13 @@ def _unknown(engine: _Engine,  # The running engine
             ) -> Any:  # Shapes, flags, indices; raises UnsupportedOp for anything that would carry relevance
     "Questions about a tensor are answered; operations without a rule are an error."
     name = _op_name(func)
-    if name.endswith("_") or name in ("setitem", "iadd", "isub", "imul", "itruediv"): raise _unsupported(engine, name)
+    if name.endswith("_") or name in _IN_PLACE: raise _unsupported(engine, name)
     with torch.no_grad(): out = func(*args, **kwargs)
     if name not in _CONSTANTS and any(t.is_floating_point() or t.is_complex() for t in _tensors(out)):
         raise _unsupported(engine, name, *(["take signal-carrying steps apart, or explain the part of the model after it"] if name in ("lstm", "gru", "rnn_tanh", "rnn_relu") else []))
     return out
 
-_CONSTANTS = {"detach", "data", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
+_CONSTANTS = {"detach", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
               "new_empty", "new_full", "new_tensor"}
 _VIEWS = ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "T", "mT", "expand", "expand_as", "broadcast_to", "getitem", "select", "narrow",
           "chunk", "split", "tensor_split", "unbind", "unsqueeze", "squeeze", "diagonal")
@@ -1175,28 +1188,18 @@ _MAPS = ("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adapt
 
 # %% ../nbs/20_rlrp.ipynb #36f0cbf0
 _HANDLERS: dict[str, Callable] = {
-    "linear": _linear, "conv1d": _conv, "conv2d": _conv, "conv3d": _conv, "conv_transpose1d": _conv_transpose, "conv_transpose2d": _conv_transpose,
-    "conv_transpose3d": _conv_transpose, "batch_norm": _batch_norm, "layer_norm": _layer_norm, "group_norm": _group_norm,
-    "instance_norm": _instance_norm, "rms_norm": _rms_norm, "softmax": _softmax, "matmul": _matmul, "rmatmul": lambda e, f, a, b: _matmul(e, f, b, a), "mm": _matmul, "bmm": _matmul, "addmm": _addmm,
-    "einsum": _einsum, "scaled_dot_product_attention": _attention, "multi_head_attention_forward": _multi_head,
-    "add": _add, "iadd": _add, "radd": _add, "sub": _sub, "subtract": _sub, "isub": _sub, "rsub": _rsub, "mul": _mul, "multiply": _mul, "imul": _mul, "rmul": _mul,
-    "div": _div, "divide": _div, "truediv": _div, "itruediv": _div, "true_divide": _div, "neg": lambda e, f, x: _mul(e, f, x, -1.0),
-    "cat": _joined, "concat": _joined, "concatenate": _joined, "stack": _joined,
-    "dropout": _identity, "dropout1d": _identity, "dropout2d": _identity, "dropout3d": _identity, "alpha_dropout": _identity, "feature_alpha_dropout": _identity, "feature_dropout": _identity,
-    "roll": _moved(_rolled), "flip": _moved(_rolled), "max": None, "amax": None,
+    "linear": _linear, "addmm": _addmm, "batch_norm": _batch_norm,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv), **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
+    "layer_norm": _layer_norm, "group_norm": _group_norm, "instance_norm": _instance_norm, "rms_norm": _rms_norm, "softmax": _softmax,
+    **dict.fromkeys(("matmul", "mm", "bmm"), _matmul), "rmatmul": lambda e, f, a, b: _matmul(e, f, b, a), "einsum": _einsum,
+    "scaled_dot_product_attention": _attention, "multi_head_attention_forward": _multi_head,
+    **dict.fromkeys(("add", "iadd", "radd"), _add), **dict.fromkeys(("sub", "subtract", "isub"), _sub), "rsub": _rsub,
+    **dict.fromkeys(("mul", "multiply", "imul", "rmul"), _mul), "neg": lambda e, f, x: _mul(e, f, x, -1.0),
+    **dict.fromkeys(("div", "divide", "truediv", "itruediv", "true_divide"), _div),
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), _joined), **dict.fromkeys(("max", "amax"), _maximum), **dict.fromkeys(("roll", "flip"), _moved(_rolled)),
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"), _identity),
     **dict.fromkeys(_VIEWS, _moved(_view)), **dict.fromkeys(_RESHAPES, _moved(_shape)), **dict.fromkeys(_SAME, _moved(_stays)),
     **dict.fromkeys(_MAPS, _fixed_map), **dict.fromkeys(sorted(_ZERO_AT_ZERO | _CONSTANT_AT_ZERO), _elementwise)}
-
-# %% ../nbs/20_rlrp.ipynb #c8a66251
-def _maximum(engine: _Engine, func: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    "The largest value along axes: the winner takes all, as in max pooling."
-    if any(map(_tracked, _tensors((args, kwargs)))): raise _unsupported(engine, "max of two tensors")
-    with torch.enable_grad(): out = func(x, *args, **kwargs)
-    values = out if isinstance(out, Tensor) else out[0]
-    _mark(values, _reduced(x, values, *args, **kwargs) if engine.batch > 1 else _Where(), x._lrp_nonneg)
-    return out
-
-_HANDLERS.update(max=_maximum, amax=_maximum)
 
 # %% ../nbs/20_rlrp.ipynb #d3862d24
 @dataclass(frozen=True)
@@ -1258,12 +1261,11 @@ def lrp(model: nn.Module,  # Any module whose operations are in the table; it is
     "Layer-wise relevance propagation with any rule or composite of rules."
     rules = _rules(rule)
     skip = skip or ("relative" if rules["other"].name.startswith("rlrp") else "z")
-    _check_call(model, x, skip)
+    _check_call(model, x, skip, batch_size)
     size, parts = batch_size or len(x), []
     cache = WeightCache() if cache is None and size < len(x) else cache
     for i in range(0, len(x), size):
-        t = target[i:i + size] if isinstance(target, (Tensor, list, tuple)) and len(torch.as_tensor(target).shape) else target
-        parts += _run_or_split(model, x[i:i + size], t, rules, skip, cache)
+        parts += _run_or_split(model, x[i:i + size], _target_of(target, i, i + size), rules, skip, cache)
     return _merged(parts)
 
 # %% ../nbs/20_rlrp.ipynb #1ad132be
@@ -1278,6 +1280,7 @@ def _rules(rule: str | Rule | Mapping[str, str | Rule],  # What the user passed
     "Fill in a composite. Operations that are not linear layers follow rlrp if every linear layer does, else epsilon."
     rule = COMPOSITES.get(rule, rule) if isinstance(rule, str) else rule
     if not isinstance(rule, Mapping): rule = {"conv": rule, "dense": rule}
+    if wrong := [r for r in rule.values() if not isinstance(r, (str, Rule))]: raise TypeError(f"a rule is {type(wrong[0]).__name__}, expected a name or a Rule")
     if extra := set(rule) - {"first", "conv", "dense", "other"}: raise ValueError(f"unknown kinds {sorted(extra)}; a composite has first, conv, dense, other")
     if missing := {"conv", "dense"} - set(rule): raise ValueError(f"the composite has no rule for {sorted(missing)}")
     rules = {kind: Rule(r) if isinstance(r, str) else r for kind, r in rule.items()}
@@ -1289,11 +1292,13 @@ def _rules(rule: str | Rule | Mapping[str, str | Rule],  # What the user passed
 def _check_call(model: nn.Module,  # Model
                 x: Tensor,  # Input
                 skip: str,  # Rule for additions
+                batch_size: int | None,  # Examples per pass
                ) -> None:  # Raises TypeError, ValueError, NonFiniteError or UnsupportedOp
     "Say at once what cannot work."
     if not isinstance(model, nn.Module): raise TypeError(f"model is {type(model).__name__}, expected a torch.nn.Module")
     if not isinstance(x, Tensor) or not x.is_floating_point(): raise TypeError(f"x must be a float tensor, got {getattr(x, 'dtype', type(x).__name__)}; pass embeddings instead of indices")
     if x.ndim < 2 or x.numel() == 0: raise ValueError(f"x has shape {tuple(x.shape)}; expected a batch (B ...) with at least one example")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1): raise ValueError(f"batch_size is {batch_size}, expected None or an integer of at least 1")
     if skip not in ("relative", "z", "ratio", "symmetric"): raise ValueError(f"skip is {skip!r}; expected relative, z, ratio or symmetric")
     if hidden := [name for name, m in model.named_modules() if type(m).__name__ in ("OptimizedModule", "RecursiveScriptModule", "TopLevelTracedModule", "TracedModule")]:
         raise UnsupportedOp("a compiled or scripted module", hidden[0], "pass the module it was made from")
@@ -1310,8 +1315,19 @@ def _run_or_split(model: nn.Module,  # Model
     "One pass, or one pass per example where the samples of a batch cannot be told apart."
     try: return [_run(model, x, target, rules, skip, cache)]
     except _Lost: pass
-    each = lambda i: target[i:i + 1] if isinstance(target, (Tensor, list, tuple)) and len(torch.as_tensor(target).shape) else target
-    return [_run(model, x[i:i + 1], each(i), rules, skip, cache) for i in range(len(x))]
+    parts = [_run(model, x[i:i + 1], _target_of(target, i, i + 1), rules, skip, cache) for i in range(len(x))]
+    with torch.no_grad(), eval_mode(model): together = wide(resolve_target(model(x), target))
+    alone, tolerance = torch.cat([p.value for p in parts]), torch.finfo(x.dtype).eps ** 0.5
+    if not torch.allclose(alone, together, rtol=tolerance, atol=tolerance * float(together.abs().max())):
+        raise ValueError("the model mixes the examples of a batch: its output for one example depends on the others; explain them one at a time")
+    return parts
+
+def _target_of(target: Target,  # Target of the whole batch
+               start: int,  # First example
+               stop: int,  # Behind the last example
+              ) -> Target:  # Target of these examples
+    "One class per example is sliced; anything else holds for all."
+    return target[start:stop] if isinstance(target, (Tensor, list, tuple)) and torch.as_tensor(target).ndim else target
 
 # %% ../nbs/20_rlrp.ipynb #30e2fbc4
 def _run(model: nn.Module,  # Model
@@ -1327,12 +1343,23 @@ def _run(model: nn.Module,  # Model
         leaf = x.detach().clone().requires_grad_()
         _mark(leaf, _Where())
         with engine: value = resolve_target(model(leaf), target)
+        if len(value) != len(x): raise ValueError(f"the model returned {len(value)} rows for {len(x)} examples; expected one row per example")
         if not _tracked(value) or not value.requires_grad: raise ValueError("the output does not depend on x through operations of the table; is there a detach or an integer cast on the way?")
-        f = check_finite("the output of the model", wide(value))
+        f = _finite(model, "the output of the model", wide(value))
         start, exponent = torch.frexp(f)  # powers of two are exact, so half precision keeps its range
         relevance, = torch.autograd.grad(value, leaf, (start * 4096).to(value.dtype))
     relevance = torch.ldexp(wide(relevance), (exponent - 12).view(-1, *[1] * (x.ndim - 1)))
-    return Relevance(check_finite("the relevance", relevance), f, tuple(LayerRecord(**n) for n in engine.notes if not n["kept"].isnan().all()))
+    return Relevance(_finite(model, "the relevance", relevance), f, tuple(LayerRecord(**n) for n in engine.notes if not n["kept"].isnan().all()))
+
+def _finite(model: nn.Module,  # The model
+            name: str,  # What the values are
+            values: Tensor,  # Any
+           ) -> Tensor:  # `values`; raises NonFiniteError
+    "Where values are not finite, the error names the parameter to blame, if there is one."
+    if not bool(torch.isfinite(values).all()):
+        for key, p in (*model.named_parameters(), *model.named_buffers()):
+            if p.is_floating_point(): check_finite(f"{key} of the model", p)
+    return check_finite(name, values)
 
 def _merged(parts: Sequence[Relevance],  # Results of slices of a batch
            ) -> Relevance:  # The result of the batch
@@ -1390,7 +1417,7 @@ def stability_report(model: nn.Module,  # A float32 or float64 model; copies are
                      noise: float = 0.01,  # Standard deviation of the input noise, units of `x`
                      weight_noise: float = 1e-3,  # Relative standard deviation of the weight noise
                      seed: int = 0,  # Of both
-                    ) -> pd.DataFrame:  # One row per method: growth (median and max of sum |R| / |f|), noise, weights, bf16_weights (mean change of the unit map), float32_error (worst), non_finite
+                    ) -> pd.DataFrame:  # One row per method: growth (median and max of sum |R| / |f|), noise, weights, bf16_weights (mean change of the unit map), float32_error and float32_median (worst and median), non_finite
     "Change of the maps under input, weight and precision perturbations, and growth of their mass."
     if not isinstance(methods, Mapping): methods = {m: (lambda model, x, t, m=m: relevance_map(model, x, t, method=m)) for m in methods}
     x64, double = x.double(), copy.deepcopy(model).double().eval()
@@ -1406,9 +1433,9 @@ def stability_report(model: nn.Module,  # A float32 or float64 model; copies are
         low = method(single, x64.float(), target).flatten(1).double()
         growth, u = base.abs().sum(1) / f.abs(), F.normalize(base)
         turned = [(F.normalize(method(m, v, target).flatten(1)) - u).norm(dim=1).mean() for m, v in ((double, noisy), (shaken, x64), (rounded, x64))]
-        error = ((low - base).norm(dim=1) / base.norm(dim=1)).max()
-        rows[name] = [float(v) for v in (growth.median(), growth.max(), *turned, error, (~torch.isfinite(low)).sum())]
-    return pd.DataFrame.from_dict(rows, "index", columns=["growth", "growth_max", "noise", "weights", "bf16_weights", "float32_error", "non_finite"])
+        error = (low - base).norm(dim=1) / base.norm(dim=1)
+        rows[name] = [float(v) for v in (growth.median(), growth.max(), *turned, error.max(), error.median(), (~torch.isfinite(low)).sum())]
+    return pd.DataFrame.from_dict(rows, "index", columns=["growth", "growth_max", "noise", "weights", "bf16_weights", "float32_error", "float32_median", "non_finite"])
 
 # %% ../nbs/20_rlrp.ipynb #666245a3
 def _with_weights(model: nn.Module,  # Model
