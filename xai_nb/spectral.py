@@ -44,6 +44,11 @@ def _grid(height: int,  # H
         ring = (radius * min(height, width) + 1e-9).floor().long()
         return radius.flatten().to(device, dtype), weight.flatten().to(device, dtype), ring.flatten().to(device)
 
+def _grid_of(maps: Tensor,  # (... H W)
+            ) -> tuple[Tensor, Tensor, Tensor]:  # As `_grid`
+    "The half plane that goes with these maps."
+    return _grid(*maps.shape[-2:], str(maps.device), maps.dtype)
+
 # %% ../nbs/10_spectral.ipynb #c037d86d
 @lru_cache(maxsize=64)
 def _moments(height: int,  # H
@@ -94,14 +99,19 @@ def _chunk(maps: Tensor,  # (B H W)
 # %% ../nbs/10_spectral.ipynb #3f127d93
 def _area(maps: Tensor,  # (B H W)
          ) -> Tensor:  # (B,), cycles per pixel
-    "Mean radius of the spectrum, weighted by energy."
-    mean = maps.mean((-2, -1), keepdim=True)
-    parts = torch.view_as_real(torch.fft.rfft2(maps - mean)).flatten(1)
-    energy, first = (parts.square() @ _moments(*maps.shape[-2:], str(maps.device), maps.dtype).T).unbind(-1)
-    rounding = (16 * torch.finfo(maps.dtype).eps * maps[0].numel() * mean.detach().flatten()).square()
-    if not bool((energy <= rounding).any()): return first / energy
-    flat = is_constant(maps)
-    return torch.where(flat, 0, first / torch.where(flat, 1, energy))
+    "Mean radius of the spectrum, weighted by energy: one transform, squared in place, and one product."
+    parts = torch.view_as_real(torch.fft.rfft2(maps)).flatten(1)
+    power = parts.square() if parts.requires_grad else parts.square_()
+    energy, first = _moments(*maps.shape[-2:], str(maps.device), maps.dtype) @ power.T
+    rounding = (16 * torch.finfo(maps.dtype).eps) ** 2 * power[:, 0].detach()  # of the constant part
+    return _ratio(first, energy, is_constant(maps)) if bool((energy <= rounding).any()) else first / energy
+
+def _ratio(above: Tensor,  # (B,)
+           below: Tensor,  # (B,)
+           zero: Tensor,  # (B,) bool, where the quotient is set to 0
+          ) -> Tensor:  # (B,)
+    "A quotient that is 0 where it has no meaning, with a clean gradient."
+    return torch.where(zero, 0, above / torch.where(zero, 1, below))
 
 # %% ../nbs/10_spectral.ipynb #f131ca6c
 def radial_spectrum(maps: Tensor,  # Maps, (... H W), any unit
@@ -113,16 +123,21 @@ def radial_spectrum(maps: Tensor,  # Maps, (... H W), any unit
     return rings.reshape(*maps.shape[:-2], rings.shape[-1])
 
 # %% ../nbs/10_spectral.ipynb #e1d88144
+def _energy(maps: Tensor,  # (B H W)
+           ) -> Tensor:  # Energy at each frequency of the half plane, (B M), columns weighted; the constant part is left out
+    "Centred first, which keeps weak frequencies exact in single precision."
+    _, weight, _ = _grid_of(maps)
+    power = torch.view_as_real(torch.fft.rfft2(maps - maps.mean((-2, -1), keepdim=True))).square().sum(-1).flatten(1)
+    return torch.cat([torch.zeros_like(power[:, :1]), (power * weight)[:, 1:]], 1)
+
 def _rings(maps: Tensor,  # (B H W)
           ) -> Tensor:  # (B L)
-    "Ring averages of one chunk; the constant part is put back after centring, which keeps the small rings exact."
-    _, weight, ring = _grid(*maps.shape[-2:], str(maps.device), maps.dtype)
-    centred = maps - maps.mean((-2, -1), keepdim=True)
-    power = torch.view_as_real(torch.fft.rfft2(centred)).square().sum(-1).flatten(1)
+    "Ring averages of one chunk; ring 0 is the constant part."
+    _, weight, ring = _grid_of(maps)
     size = int(ring.max()) + 1
-    total = power.new_zeros(len(maps), size).index_add(1, ring, power * weight)
-    total = total / power.new_zeros(size).index_add(0, ring, weight)
-    return torch.cat([maps.sum((-2, -1))[:, None].square(), total[:, 1:]], 1)
+    total = maps.new_zeros(len(maps), size).index_add(1, ring, _energy(maps))
+    mean = total / maps.new_zeros(size).index_add(0, ring, weight)
+    return torch.cat([maps.sum((-2, -1))[:, None].square(), mean[:, 1:]], 1)
 
 # %% ../nbs/10_spectral.ipynb #3bbc0d65
 def rank_map(maps: Tensor,  # Maps, (... H W); no gradient flows through ranks
@@ -154,10 +169,9 @@ def _ring_mean(maps: Tensor,  # (B H W)
     "Expected ring, on the scale 0 to 1."
     rings = _rings(maps)
     place = torch.linspace(0, 1, rings.shape[-1], device=maps.device, dtype=maps.dtype)
-    flat = is_constant(maps)
     if not paper: rings = torch.cat([torch.zeros_like(rings[:, :1]), rings[:, 1:]], 1)
-    mean = (rings @ place) / torch.where(flat, 1, rings.sum(-1)) / (rings.shape[-1] if paper else 1)
-    return torch.where(flat, 0, mean)
+    mean = _ratio(rings @ place, rings.sum(-1), is_constant(maps))
+    return mean / rings.shape[-1] if paper else mean
 
 # %% ../nbs/10_spectral.ipynb #13dd856c
 def expected_frequency(maps: Tensor,  # Maps, (... H W), signed, any unit, channels already summed; at least 8 x 8, finite
@@ -175,14 +189,6 @@ def expected_frequency(maps: Tensor,  # Maps, (... H W), signed, any unit, chann
     result = in_chunks(lambda m: measure(rank_map(m) if ranked else m), flat, batch_size or _chunk(flat))
     return _finite_result(result, maps).reshape(maps.shape[:-2])
 
-# %% ../nbs/10_spectral.ipynb #124a6bb2
-def _energy(maps: Tensor,  # (B H W)
-           ) -> tuple[Tensor, Tensor]:  # Energy of the half plane without the constant part (B M), radius (M,)
-    "Energy at each frequency, columns weighted."
-    radius, weight, _ = _grid(*maps.shape[-2:], str(maps.device), maps.dtype)
-    power = torch.view_as_real(torch.fft.rfft2(maps - maps.mean((-2, -1), keepdim=True))).square().sum(-1).flatten(1)
-    return torch.cat([torch.zeros_like(power[:, :1]), (power * weight)[:, 1:]], 1), radius
-
 # %% ../nbs/10_spectral.ipynb #071135d7
 def tail_fraction(maps: Tensor,  # Maps, (... H W)
                   cutoff: float = 0.25,  # Cycles per pixel, 0 to sqrt(1/2)
@@ -190,10 +196,10 @@ def tail_fraction(maps: Tensor,  # Maps, (... H W)
     "How much of a map's energy lies in fast variation."
     if not 0 <= cutoff <= math.sqrt(0.5): raise ValueError(f"cutoff is {cutoff}; expected cycles per pixel between 0 and {math.sqrt(0.5):.4f}")
     maps = _checked(maps)
-    energy, radius = _energy(maps.reshape(-1, *maps.shape[-2:]))
-    flat = is_constant(maps).reshape(-1)
-    share = (energy @ (radius > cutoff).to(energy)) / torch.where(flat, 1, energy.sum(-1))
-    return torch.where(flat, 0, share).reshape(maps.shape[:-2])
+    flat = maps.reshape(-1, *maps.shape[-2:])
+    beyond = (_grid_of(maps)[0] > cutoff).to(maps)
+    share = in_chunks(lambda m: _ratio((e := _energy(m)) @ beyond, e.sum(-1), is_constant(m)), flat, _chunk(flat))
+    return share.reshape(maps.shape[:-2])
 
 # %% ../nbs/10_spectral.ipynb #859c7175
 def tail_slope(maps: Tensor,  # Maps, (... H W)
@@ -212,8 +218,7 @@ def lowpass(maps: Tensor,  # Maps or attributions, (... H W)
     "Ideal low-pass filter of a map, with periodic borders; it needs no pass through the model."
     if cutoff < 0: raise ValueError(f"cutoff is {cutoff}; expected cycles per pixel, 0 or more")
     maps = _checked(maps)
-    radius, _, _ = _grid(*maps.shape[-2:], str(maps.device), maps.dtype)
-    keep = (radius <= cutoff * (1 + 1e-9)).view(maps.shape[-2], -1)
+    keep = (_grid_of(maps)[0] <= cutoff * (1 + 1e-9)).view(maps.shape[-2], -1)
     return torch.fft.irfft2(torch.fft.rfft2(maps) * keep, s=maps.shape[-2:])
 
 # %% ../nbs/10_spectral.ipynb #84db3e13
@@ -316,8 +321,9 @@ def _pearson(a: Tensor,  # (B n)
     "Correlation or cosine, image by image."
     if centre: a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     norm = a.norm(dim=1) * b.norm(dim=1)
-    return torch.where(norm > 0, (a * b).sum(1) / torch.where(norm > 0, norm, 1), 0)
+    return _ratio((a * b).sum(1), norm, norm == 0)
 
+# %% ../nbs/10_spectral.ipynb #c95e2035
 def _columns(g: Tensor,  # Gradient, (B C H W)
              first: Tensor,  # One half of the explanation, (B C H W) or (B 1 H W)
              second: Tensor,  # The independent other half, or the same tensor
@@ -425,6 +431,7 @@ class ShiftedSoftplus(nn.Module):
         "SoftPlus, shifted."
         return nn.functional.softplus(x, self.beta) - math.log(2) / self.beta
 
+# %% ../nbs/10_spectral.ipynb #16ddb339
 def _positive(name: str,  # Of the parameter
               value: float,  # What the user gave
              ) -> float:  # The same; raises ValueError unless positive and finite
@@ -453,6 +460,7 @@ class _BackwardOnly(torch.autograd.Function):
         "The derivative of SoftPlus."
         return grad * torch.sigmoid(ctx.beta * ctx.saved_tensors[0]), None
 
+# %% ../nbs/10_spectral.ipynb #f0f34187
 class BackwardSoftplus(nn.Module):
     "ReLU forward, the derivative of SoftPlus backward: outputs unchanged, gradients of no function."
 
@@ -498,6 +506,7 @@ def smooth(model: nn.Module,  # Any model with ReLU, as modules (also in-place) 
     copy.swapped = report
     return copy if calibrate is None else fill_batchnorm(copy, calibrate)
 
+# %% ../nbs/10_spectral.ipynb #1a97c49c
 def _smooth_activation(kind: str,  # As in `smooth`
                        beta: float | None,  # One of the two
                        sigma: float | None,  # One of the two
@@ -529,6 +538,7 @@ class Training:
     loss: tuple[float, ...]  # Mean training loss of each epoch, nats (plus the penalty)
     reached: bool  # Whether the accuracy asked for was reached
 
+# %% ../nbs/10_spectral.ipynb #18dd6f0e
 def _epoch(model: nn.Module,  # In training mode
            images: Any,  # `Images`
            optimiser: torch.optim.Optimizer,  # Of the model's parameters
@@ -642,14 +652,10 @@ def complexities(trade: TradeOff,  # A measured family
     return [p.ef.value for p in trade.points]
 
 def _gap(point: ExplanationGap,  # One measurement
+         end: str = "value",  # "value", or "high" for the upper end of the interval
         ) -> float:  # The direct gap if there is one
     "Relative gap, or Delta-EF."
-    return (point.relative_gap or point.delta_ef).value
-
-def _gap_high(point: ExplanationGap,  # One measurement
-             ) -> float:  # Upper end of its interval
-    "The gap that is not exceeded, as far as the images tell."
-    return (point.relative_gap or point.delta_ef).high
+    return getattr(point.relative_gap or point.delta_ef, end)
 
 # %% ../nbs/10_spectral.ipynb #a20cfb3b
 def trade_off(model: nn.Module,  # The model that was asked
@@ -700,6 +706,7 @@ class Choice:
     evaluations: int  # How many settings were measured beyond the grid
     rule: str  # The rule in words
 
+# %% ../nbs/10_spectral.ipynb #34d2cec7
 def choose(trade: TradeOff,  # A measured family
            *,
            max_gap: float | None = None,  # Least busy explanation with at most this gap
@@ -712,12 +719,13 @@ def choose(trade: TradeOff,  # A measured family
     if (max_gap is not None) + (max_complexity is not None) + bool(knee) != 1:
         raise ValueError("give one rule: max_gap=..., max_complexity=... or knee=True")
     if knee: return _knee(trade)
-    if max_gap is not None: number, limit, sign = (_gap_high if certain else _gap), max_gap, 1
-    else: number, limit, sign = (lambda p: p.ef.value), max_complexity, -1
+    law = trade.surrogate.exponent
+    if max_gap is not None: number, limit, sign = partial(_gap, end="high" if certain else "value"), max_gap, 1
+    else: number, limit, sign, law = (lambda p: p.ef.value), max_complexity, -1, None
     if not limit > 0: raise ValueError(f"the limit is {limit}; expected a positive number")
     rule = f"{'gap' if sign == 1 else 'expected frequency'} at most {limit:g}"
     if trade.surrogate.smoother == 0: return _from_grid(trade, number, limit, sign, rule)
-    return _bisect(trade, number, limit, sign * trade.surrogate.smoother, evaluations, rule)
+    return _bisect(trade, number, limit, sign * trade.surrogate.smoother, law, evaluations, rule)
 
 # %% ../nbs/10_spectral.ipynb #b49c4fbc
 def _knee(trade: TradeOff,  # A measured family with at least 3 points on the front
@@ -730,6 +738,7 @@ def _knee(trade: TradeOff,  # A measured family with at least 3 points on the fr
     best = rows[int(np.argmin(a.sum(1)))][2]  # the chord runs from (0, 1) to (1, 0)
     return Choice(trade.values[best], trade.points[best], True, 0, "knee of the front")
 
+# %% ../nbs/10_spectral.ipynb #f168ca89
 def _from_grid(trade: TradeOff,  # A measured family without order
                number: Callable[[ExplanationGap], float],  # The constrained number
                limit: float,  # Its limit
@@ -747,6 +756,7 @@ def _bisect(trade: TradeOff,  # A measured family whose knob is a positive numbe
             number: Callable[[ExplanationGap], float],  # The constrained number
             limit: float,  # Its limit
             sign: int,  # The number grows with sign * log(value)
+            law: float | None,  # Exponent for the first guess
             evaluations: int,  # Settings to try
             rule: str,  # In words
            ) -> Choice:  # The last setting within the limit
@@ -758,12 +768,13 @@ def _bisect(trade: TradeOff,  # A measured family whose knob is a positive numbe
         return Choice(nearest[2], nearest[1], bad is None, 0, rule)
     left, right, used = known[bad - 1], known[bad], 0
     while used < evaluations and right[0] - left[0] > 0.005:
-        u = _guess(left, right, number, limit, trade.surrogate.exponent if number in (_gap, _gap_high) and used == 0 else None)
+        u = _guess(left, right, number, limit, None if used else law)
         value = math.exp(sign * u)
         tried, used = (u, trade.evaluate(value)[0], value), used + 1
         left, right = (tried, right) if number(tried[1]) <= limit else (left, tried)
     return Choice(left[2], left[1], True, used, rule)
 
+# %% ../nbs/10_spectral.ipynb #34e8f56e
 def _guess(left: tuple,  # (log position, point, value) within the limit
            right: tuple,  # The same beyond it
            number: Callable[[ExplanationGap], float],  # The constrained number
@@ -860,6 +871,7 @@ def decision_table(trades: Sequence[TradeOff],  # Measured families, as from `tr
         rows.append({"largest gap": f"{limit:g}", "cosine at least": f"{cosine_floor(limit):.3f}"} | _decision(best, trades[0].points[0]))
     return pd.DataFrame(rows, index=pd.Index(list(uses), name="reader"))
 
+# %% ../nbs/10_spectral.ipynb #3a2e067b
 def _decision(best: tuple[Surrogate, Choice] | None,  # What was chosen
               point: ExplanationGap,  # Any measurement, for the gradient's own numbers
              ) -> dict[str, str]:  # Cells of one row
@@ -908,11 +920,13 @@ def _report_parts(name: str,  # Class of the model
     for t in trades: parts += [("h2", f"{t.surrogate.name}: every setting that was measured"), ("table", trade_off_table(t))]
     return parts + [("p", f"Left out: {reason}") for reason in left_out]
 
+# %% ../nbs/10_spectral.ipynb #27a87db3
 _READING = ("EF: mean spatial frequency, lower is smoother. Gap: squared distance to the model's own gradient, as a share of the squared "
             "gradient; 0 is faithful. A setting is chosen only if the upper end of its interval is within the limit: more images, narrower intervals. "
             "A small gap says that the map is close to the gradient, not that the gradient is the right question. "
             "If no row is smooth enough, retrain with smooth activations: that changes the model, and its gradient then has gap 0.")
 
+# %% ../nbs/10_spectral.ipynb #e021c026
 def _as_markdown(parts: Sequence[tuple[str, Any]],  # From `_report_parts`
                 ) -> str:  # Markdown text
     "Write the parts as Markdown."
@@ -969,7 +983,7 @@ def explore(trade: TradeOff,  # A measured family
            ) -> Any:  # A closed figure, or the slider
     "Walk through a family: map, spectrum, place in the plane."
     if not 0 <= image < len(trade.gradient): raise ValueError(f"image is {image}; expected 0 to {len(trade.gradient) - 1}")
-    if live: return _explore(lambda value: _strip(trade, [value], image), live=True, value=list(trade.values))
+    if live: return _explore(lambda **knob: _strip(trade, list(knob.values()), image), live=True, **{trade.surrogate.knob: list(trade.values)})
     return _strip(trade, list(trade.values), image)
 
 # %% ../nbs/10_spectral.ipynb #a49ffdd8
@@ -1001,6 +1015,7 @@ def _draw_map(ax: Any,  # Matplotlib axes
     ax.set(xticks=[], yticks=[])
     ax.set_title(f"{title}\nEF {float(expected_frequency(a)):.3f}", fontsize=8)
 
+# %% ../nbs/10_spectral.ipynb #5abafb8b
 def _draw_spectrum(ax: Any,  # Matplotlib axes
                    a: Tensor,  # Map, (H W)
                    reference: Tensor,  # Ring energies of the gradient, (L,)
