@@ -92,9 +92,10 @@ def is_constant(maps: Tensor,  # Maps, (... H W)
     return high - low <= 8 * torch.finfo(maps.dtype).eps * torch.maximum(high.abs(), low.abs())
 
 def _chunk(maps: Tensor,  # (B H W)
-          ) -> int:  # Maps per transform
-    "As many maps as stay in the cache of one core; more on a GPU."
-    return max(1, (2**18 if maps.device.type == "cpu" else 2**25) // (maps.shape[-1] * maps.shape[-2]))
+           pixels: int = 2**18,  # In one pass on the CPU
+          ) -> int:  # Maps per pass
+    "Few enough maps for the cache of one core, and enough to spread the cost of setting up a transform; more on a GPU."
+    return max(1, (pixels if maps.device.type == "cpu" else 2**25) // (maps.shape[-1] * maps.shape[-2]))
 
 # %% ../nbs/10_spectral.ipynb #3f127d93
 def _area(maps: Tensor,  # (B H W)
@@ -186,7 +187,8 @@ def expected_frequency(maps: Tensor,  # Maps, (... H W), signed, any unit, chann
     maps = _checked(maps, finite=ranked)  # ranks would hide NaN
     flat = maps.reshape(-1, *maps.shape[-2:])
     measure = _area if mode == "area" else partial(_ring_mean, paper=mode == "paper")
-    result = in_chunks(lambda m: measure(rank_map(m) if ranked else m), flat, batch_size or _chunk(flat))
+    size = batch_size or _chunk(flat, 2**18 if ranked or mode != "area" else 2**20)
+    result = in_chunks(lambda m: measure(rank_map(m) if ranked else m), flat, size)
     return _finite_result(result, maps).reshape(maps.shape[:-2])
 
 # %% ../nbs/10_spectral.ipynb #071135d7
