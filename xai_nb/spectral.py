@@ -218,7 +218,7 @@ def lowpass(maps: Tensor,  # Maps or attributions, (... H W)
             cutoff: float,  # Cycles per pixel; frequencies beyond it are removed
            ) -> Tensor:  # (... H W), same mean
     "Ideal low-pass filter of a map, with periodic borders; it needs no pass through the model."
-    if cutoff < 0: raise ValueError(f"cutoff is {cutoff}; expected cycles per pixel, 0 or more")
+    if not cutoff >= 0: raise ValueError(f"cutoff is {cutoff}; expected cycles per pixel, 0 or more")
     maps = _checked(maps)
     keep = (_grid_of(maps)[0] <= cutoff * (1 + 1e-9)).view(maps.shape[-2], -1)
     return torch.fft.irfft2(torch.fft.rfft2(maps) * keep, s=maps.shape[-2:])
@@ -254,7 +254,7 @@ def _bootstrap(statistic: Callable[[Sequence[Tensor]], Tensor],  # Function of t
     draws = torch.randint(n, (rounds, n), generator=torch.Generator().manual_seed(seed))
     weights = torch.zeros(rounds, n, dtype=torch.float64).scatter_add_(1, draws, torch.full((rounds, n), 1 / n, dtype=torch.float64))
     many = statistic(list(table @ weights.T))
-    low, high = torch.quantile(many, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = torch.nanquantile(many, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(float(statistic(list(table.mean(1, keepdim=True)))[0]), low, high)
 
 def _mean(column: Sequence[Tensor],  # One column of means
@@ -393,7 +393,9 @@ def compare_to_gradient(g: Tensor,  # Gradient, (B C H W)
                         seed: int = 0,  # Of the bootstrap
                        ) -> ExplanationGap:  # Numbers with intervals
     "The gap between maps that were computed already."
+    if not bool(g.any()): raise ValueError("the gradient is zero on every image, so there is nothing to compare with; a classifier that is too sure needs of='output'")
     for e in (explanation, explanation if other is None else other):
+        if not isinstance(e, Tensor): raise TypeError(f"the explainer returned {type(e).__name__}, expected a tensor (B C H W)")
         if e.ndim != 4 or e.shape[0] != g.shape[0] or e.shape[1] not in (1, g.shape[1]) or e.shape[-2:] != g.shape[-2:]:
             raise ValueError(f"explanation has shape {tuple(e.shape)}, the gradient {tuple(g.shape)}; resize it to {tuple(g.shape[-2:])} first")
     explanation = explanation.to(g.dtype)
@@ -627,7 +629,9 @@ def lowpass_family() -> Surrogate:  # Knob: cutoff, cycles per pixel
 def cam_family(size: Any = None,  # Output size (H W), None: the size of the images
               ) -> Surrogate:  # Knob: layer, a name or module
     "Grad-CAM over its layer; it is not on the gradient's scale, so only Delta-EF places it."
-    run = lambda model, x, target, value: grad_cam(model, x, target, layer=value, size=size or x.shape[-2:])
+    def run(model: nn.Module, x: Tensor, target: Any, value: Any) -> Tensor:
+        inside = isinstance(value, str) and isinstance(model, LogProbability)  # names are those of the user's model
+        return grad_cam(model, x, target, layer=f"model.{value}" if inside else value, size=size or x.shape[-2:])
     return Surrogate("Grad-CAM", "layer", run, 0, scaled=False)
 
 # %% ../nbs/10_spectral.ipynb #9988219d
@@ -796,9 +800,10 @@ def predict_gap(trade: TradeOff,  # A measured family with a known exponent
                ) -> pd.DataFrame:  # Predicted gap; measured gap and relative error where the grid has the value
     "Predict the gap at other settings from one measurement and the a-priori law `gap ~ value ** exponent`."
     if trade.surrogate.exponent is None: raise ValueError(f"no power law is known for {trade.surrogate.name}; measure it, or see `lowpass_family`")
-    measured = dict(zip(trade.values, gaps(trade)))
-    start = trade.values[at]
-    rows = [(v, measured[start] * (v / start) ** trade.surrogate.exponent, measured.get(v, float("nan"))) for v in values or trade.values]
+    if not -len(trade.values) <= at < len(trade.values): raise ValueError(f"at is {at}, but the grid has {len(trade.values)} values")
+    measured, start = dict(zip(trade.values, gaps(trade))), trade.values[at]
+    values = trade.values if values is None else [_positive(trade.surrogate.knob, v) for v in values]
+    rows = [(v, measured[start] * (v / start) ** trade.surrogate.exponent, measured.get(v, float("nan"))) for v in values]
     table = pd.DataFrame(rows, columns=[trade.surrogate.knob, "predicted", "measured"]).set_index(trade.surrogate.knob)
     return table.assign(relative_error=table.predicted / table.measured - 1)
 
@@ -807,6 +812,7 @@ def gap_exponent(trade: TradeOff,  # A measured family with a numeric knob
                  seed: int = 0,  # Of the bootstrap
                 ) -> Interval:  # Slope of log(gap) against log(value), with its interval over images
     "Fit the exponent of the power law by least squares."
+    _check_knob(trade)
     if any(p.relative_gap is None for p in trade.points): raise ValueError(f"{trade.surrogate.name} is not on the gradient's scale: it has no direct gap to fit")
     u = torch.tensor([math.log(v) for v in trade.values], dtype=torch.float64)
     u = (u - u.mean()) / (u - u.mean()).square().sum()
@@ -819,14 +825,20 @@ def gap_exponent(trade: TradeOff,  # A measured family with a numeric knob
 def sensitivity(trade: TradeOff,  # A measured family with a numeric knob
                ) -> pd.DataFrame:  # Per value: EF, Delta-EF, gap, elasticities (d log / d log value), rank correlation with the next value
     "How much the numbers and the maps move when the knob moves."
-    if len(trade.values) < 2: raise ValueError("a sensitivity needs at least two values")
-    log = np.log([max(v, 1e-300) for v in trade.values])
+    _check_knob(trade)
+    log = np.log(trade.values)
     slope = lambda numbers: np.gradient(np.log(np.maximum(numbers, 1e-300)), log)
     ranks = [rank_map(m).flatten(1) for m in trade.maps]
     next_value = [float(_pearson(a, b).mean()) for a, b in zip(ranks, ranks[1:])] + [float("nan")]
     table = {"ef": complexities(trade), "delta_ef": [p.delta_ef.value for p in trade.points], "gap": gaps(trade)}
     table |= {"elasticity_ef": slope(table["ef"]), "elasticity_gap": slope(table["gap"]), "spearman_next": next_value}
     return pd.DataFrame(table, index=pd.Index(trade.values, name=trade.surrogate.knob))
+
+def _check_knob(trade: TradeOff,  # A measured family
+               ) -> None:  # Raises ValueError
+    "A slope needs numbers, and two of them."
+    if trade.surrogate.smoother == 0: raise ValueError(f"the {trade.surrogate.knob} of {trade.surrogate.name} is no number; compare its values with trade_off_table")
+    if len(trade.values) < 2: raise ValueError("a slope over the knob needs at least two values")
 
 # %% ../nbs/10_spectral.ipynb #5bd80f4c
 USES = {"audit": 0.02, "internal": 0.10, "customer-facing": 0.25}
@@ -842,8 +854,8 @@ def default_families(x: Tensor,  # Images, (B C H W)
                      kinks: bool = True,  # Whether the net has ReLU or max-pool
                     ) -> list[tuple[Surrogate, list[float]]]:  # Families that need no new weights, with a grid each
     "SmoothGrad from 1 to 40 % of the images' spread, a smooth backward pass, and the low-pass filter."
-    spread = float(x.std())
-    if not spread > 0: raise ValueError("the images are constant; give images with some variation")
+    spread = float(_checked_images(x).std())
+    if spread == 0: raise ValueError("the images are constant; give images with some variation")
     sigmas = [spread * s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)]
     return [(smoothgrad_family(8, kinks), sigmas), (softplus_family("backward"), [0.5, 1.0, 2.0, 5.0, 10.0, 20.0]),
             (lowpass_family(), [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5])]
@@ -866,6 +878,7 @@ def decision_table(trades: Sequence[TradeOff],  # Measured families, as from `tr
                    uses: dict[str, float] = USES,  # Reader to largest relative gap
                   ) -> pd.DataFrame:  # One row per reader: the least busy setting within the limit, and what it costs
     "For each reader, the least busy explanation whose gap surely stays within the limit; the plain gradient if there is none."
+    if not trades: raise ValueError("no family was measured; pass the results of trade_off")
     rows = []
     for limit in uses.values():
         found = [(t.surrogate, c) for t in trades if t.surrogate.scaled for c in [choose(t, max_gap=limit, certain=True)] if c.met]
@@ -897,7 +910,7 @@ def trade_off_report(model: nn.Module,  # The user's own model
                      seed: int = 0,  # Noise and bootstrap
                     ) -> str:  # The page, Markdown unless the path ends in .html
     "Write the one-page guide with the decision table filled from a model and its images."
-    if path is not None and Path(path).suffix not in (".md", ".html"): raise ValueError(f"path {str(path)!r} must end in .md or .html")
+    _check_report(images, path, uses)
     pairs = default_families(images) if families is None else families
     trades, left_out = _measure_families(model, images, pairs, target=target, of=of, mode=mode, seed=seed)
     parts = _report_parts(type(model).__name__, len(images), trades, left_out, decision_table(trades, uses))
@@ -905,6 +918,26 @@ def trade_off_report(model: nn.Module,  # The user's own model
     text = _as_html(parts) if page else _as_markdown(parts)
     if path is not None: Path(path).write_text(text, encoding="utf-8")
     return text
+
+# %% ../nbs/10_spectral.ipynb #dc090359
+def _check_report(images: Tensor,  # As in `trade_off_report`
+                  path: str | Path | None,  # The same
+                  uses: dict[str, float],  # The same
+                 ) -> None:  # Raises TypeError, ValueError, NonFiniteError
+    "Refuse before anything is measured."
+    _checked_images(images)
+    if path is not None and Path(path).suffix not in (".md", ".html"): raise ValueError(f"path {str(path)!r} must end in .md or .html")
+    if path is not None and not Path(path).absolute().parent.is_dir(): raise ValueError(f"the folder of {str(path)!r} does not exist; make it first")
+    wrong = {reader: limit for reader, limit in uses.items() if not 0 < limit <= 1}
+    if wrong: raise ValueError(f"uses holds {wrong}; a limit on the gap is above 0 and at most 1")
+
+def _checked_images(x: Tensor,  # What the user passed
+                   ) -> Tensor:  # The same
+    "A batch that intervals over images can be taken from."
+    if not isinstance(x, Tensor) or not x.is_floating_point(): raise TypeError(f"images are {x.dtype if isinstance(x, Tensor) else type(x).__name__}; pass a floating-point tensor (B C H W)")
+    if x.ndim != 4: raise ValueError(f"images have shape {tuple(x.shape)}, expected (B C H W)")
+    if len(x) < 2: raise ValueError(f"{len(x)} images give no interval over images; pass at least 2, better 32 to 100")
+    return check_finite("images", x)
 
 # %% ../nbs/10_spectral.ipynb #6b2cb421
 def _report_parts(name: str,  # Class of the model
@@ -954,6 +987,7 @@ def plane(trades: Sequence[TradeOff],  # Measured families
           mark: Any = None,  # A value of the first family to point out
          ) -> Picture:  # Lower left is better; filled points are on their family's front
     "Draw families in the plane of complexity and gap."
+    if not trades: raise ValueError("no family to draw; pass the results of trade_off")
     fig = Picture(6, 4)
     _draw_plane(fig.subplots(), trades, mark)
     return fig
