@@ -934,7 +934,8 @@ def _check_report(images: Tensor,  # As in `trade_off_report`
 def _checked_images(x: Tensor,  # What the user passed
                    ) -> Tensor:  # The same
     "A batch that intervals over images can be taken from."
-    if not isinstance(x, Tensor) or not x.is_floating_point(): raise TypeError(f"images are {x.dtype if isinstance(x, Tensor) else type(x).__name__}; pass a floating-point tensor (B C H W)")
+    if not isinstance(x, Tensor) or not x.is_floating_point(): 
+        raise TypeError(f"images are {getattr(x, 'dtype', type(x).__name__)}; pass a floating-point tensor (B C H W)")
     if x.ndim != 4: raise ValueError(f"images have shape {tuple(x.shape)}, expected (B C H W)")
     if len(x) < 2: raise ValueError(f"{len(x)} images give no interval over images; pass at least 2, better 32 to 100")
     return check_finite("images", x)
