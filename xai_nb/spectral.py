@@ -1009,6 +1009,7 @@ def _draw_plane(ax: Any,  # Matplotlib axes
             if len(trades) == 1: ax.annotate(f"{v:g}" if isinstance(v, (int, float)) else str(v), (e, g), xytext=(4, 4), textcoords="offset points", fontsize=7)
     point = trades[0].points[0]
     ax.plot(point.ef_gradient.value, 0, "k*", ms=10, label="gradient")
+    ax.margins(0.1)
     ax.set(xlabel=f"expected frequency ({point.mode} mode)", ylabel="Delta-EF" if point.relative_gap is None else "relative gap to the gradient")
     ax.legend(fontsize=7)
 
