@@ -1038,7 +1038,9 @@ def _strip(trade: TradeOff,  # A measured family
         a = trade.gradient[image] if value is None else trade.maps[trade.values.index(value)][image]
         _draw_map(fig.add_subplot(grid[0, i]), a, "gradient" if value is None else f"{trade.surrogate.knob} {value:.3g}" if isinstance(value, float) else str(value))
         _draw_spectrum(fig.add_subplot(grid[1, i]), a, reference, first=i == 0)
-    _draw_plane(fig.add_subplot(grid[:, n:]), [trade], values[0] if len(values) == 1 else None)
+    ax = fig.add_subplot(grid[:, n:])
+    _draw_plane(ax, [trade], values[0] if len(values) == 1 else None)
+    for label in (ax.xaxis.label, ax.yaxis.label): label.set_size(8)
     return fig
 
 # %% ../nbs/10_spectral.ipynb #ebb52df6
