@@ -44,6 +44,11 @@ def _grid(height: int,  # H
         ring = (radius * min(height, width) + 1e-9).floor().long()
         return radius.flatten().to(device, dtype), weight.flatten().to(device, dtype), ring.flatten().to(device)
 
+def _grid_of(maps: Tensor,  # (... H W)
+            ) -> tuple[Tensor, Tensor, Tensor]:  # As `_grid`
+    "The half plane that goes with these maps."
+    return _grid(*maps.shape[-2:], str(maps.device), maps.dtype)
+
 # %% ../nbs/10_spectral.ipynb #c037d86d
 @lru_cache(maxsize=64)
 def _moments(height: int,  # H
@@ -87,21 +92,27 @@ def is_constant(maps: Tensor,  # Maps, (... H W)
     return high - low <= 8 * torch.finfo(maps.dtype).eps * torch.maximum(high.abs(), low.abs())
 
 def _chunk(maps: Tensor,  # (B H W)
-          ) -> int:  # Maps per transform
-    "As many maps as stay in the cache of one core; more on a GPU."
-    return max(1, (2**18 if maps.device.type == "cpu" else 2**25) // (maps.shape[-1] * maps.shape[-2]))
+           pixels: int = 2**18,  # In one pass on the CPU
+          ) -> int:  # Maps per pass
+    "Few enough maps for the cache of one core, and enough to spread the cost of setting up a transform; more on a GPU."
+    return max(1, (pixels if maps.device.type == "cpu" else 2**25) // (maps.shape[-1] * maps.shape[-2]))
 
 # %% ../nbs/10_spectral.ipynb #3f127d93
 def _area(maps: Tensor,  # (B H W)
          ) -> Tensor:  # (B,), cycles per pixel
-    "Mean radius of the spectrum, weighted by energy."
-    mean = maps.mean((-2, -1), keepdim=True)
-    parts = torch.view_as_real(torch.fft.rfft2(maps - mean)).flatten(1)
-    energy, first = (parts.square() @ _moments(*maps.shape[-2:], str(maps.device), maps.dtype).T).unbind(-1)
-    rounding = (16 * torch.finfo(maps.dtype).eps * maps[0].numel() * mean.detach().flatten()).square()
-    if not bool((energy <= rounding).any()): return first / energy
-    flat = is_constant(maps)
-    return torch.where(flat, 0, first / torch.where(flat, 1, energy))
+    "Mean radius of the spectrum, weighted by energy: one transform, squared in place, and one product."
+    parts = torch.view_as_real(torch.fft.rfft2(maps)).flatten(1)
+    power = parts.square() if parts.requires_grad else parts.square_()
+    energy, first = _moments(*maps.shape[-2:], str(maps.device), maps.dtype) @ power.T
+    rounding = (16 * torch.finfo(maps.dtype).eps) ** 2 * power[:, 0].detach()  # of the constant part
+    return _ratio(first, energy, is_constant(maps)) if bool((energy <= rounding).any()) else first / energy
+
+def _ratio(above: Tensor,  # (B,)
+           below: Tensor,  # (B,)
+           zero: Tensor,  # (B,) bool, where the quotient is set to 0
+          ) -> Tensor:  # (B,)
+    "A quotient that is 0 where it has no meaning, with a clean gradient."
+    return torch.where(zero, 0, above / torch.where(zero, 1, below))
 
 # %% ../nbs/10_spectral.ipynb #f131ca6c
 def radial_spectrum(maps: Tensor,  # Maps, (... H W), any unit
@@ -113,16 +124,21 @@ def radial_spectrum(maps: Tensor,  # Maps, (... H W), any unit
     return rings.reshape(*maps.shape[:-2], rings.shape[-1])
 
 # %% ../nbs/10_spectral.ipynb #e1d88144
+def _energy(maps: Tensor,  # (B H W)
+           ) -> Tensor:  # Energy at each frequency of the half plane, (B M), columns weighted; the constant part is left out
+    "Centred first, which keeps weak frequencies exact in single precision."
+    _, weight, _ = _grid_of(maps)
+    power = torch.view_as_real(torch.fft.rfft2(maps - maps.mean((-2, -1), keepdim=True))).square().sum(-1).flatten(1)
+    return torch.cat([torch.zeros_like(power[:, :1]), (power * weight)[:, 1:]], 1)
+
 def _rings(maps: Tensor,  # (B H W)
           ) -> Tensor:  # (B L)
-    "Ring averages of one chunk; the constant part is put back after centring, which keeps the small rings exact."
-    _, weight, ring = _grid(*maps.shape[-2:], str(maps.device), maps.dtype)
-    centred = maps - maps.mean((-2, -1), keepdim=True)
-    power = torch.view_as_real(torch.fft.rfft2(centred)).square().sum(-1).flatten(1)
+    "Ring averages of one chunk; ring 0 is the constant part."
+    _, weight, ring = _grid_of(maps)
     size = int(ring.max()) + 1
-    total = power.new_zeros(len(maps), size).index_add(1, ring, power * weight)
-    total = total / power.new_zeros(size).index_add(0, ring, weight)
-    return torch.cat([maps.sum((-2, -1))[:, None].square(), total[:, 1:]], 1)
+    total = maps.new_zeros(len(maps), size).index_add(1, ring, _energy(maps))
+    mean = total / maps.new_zeros(size).index_add(0, ring, weight)
+    return torch.cat([maps.sum((-2, -1))[:, None].square(), mean[:, 1:]], 1)
 
 # %% ../nbs/10_spectral.ipynb #3bbc0d65
 def rank_map(maps: Tensor,  # Maps, (... H W); no gradient flows through ranks
@@ -154,10 +170,9 @@ def _ring_mean(maps: Tensor,  # (B H W)
     "Expected ring, on the scale 0 to 1."
     rings = _rings(maps)
     place = torch.linspace(0, 1, rings.shape[-1], device=maps.device, dtype=maps.dtype)
-    flat = is_constant(maps)
     if not paper: rings = torch.cat([torch.zeros_like(rings[:, :1]), rings[:, 1:]], 1)
-    mean = (rings @ place) / torch.where(flat, 1, rings.sum(-1)) / (rings.shape[-1] if paper else 1)
-    return torch.where(flat, 0, mean)
+    mean = _ratio(rings @ place, rings.sum(-1), is_constant(maps))
+    return mean / rings.shape[-1] if paper else mean
 
 # %% ../nbs/10_spectral.ipynb #13dd856c
 def expected_frequency(maps: Tensor,  # Maps, (... H W), signed, any unit, channels already summed; at least 8 x 8, finite
@@ -172,16 +187,9 @@ def expected_frequency(maps: Tensor,  # Maps, (... H W), signed, any unit, chann
     maps = _checked(maps, finite=ranked)  # ranks would hide NaN
     flat = maps.reshape(-1, *maps.shape[-2:])
     measure = _area if mode == "area" else partial(_ring_mean, paper=mode == "paper")
-    result = in_chunks(lambda m: measure(rank_map(m) if ranked else m), flat, batch_size or _chunk(flat))
+    size = batch_size or _chunk(flat, 2**18 if ranked or mode != "area" else 2**20)
+    result = in_chunks(lambda m: measure(rank_map(m) if ranked else m), flat, size)
     return _finite_result(result, maps).reshape(maps.shape[:-2])
-
-# %% ../nbs/10_spectral.ipynb #124a6bb2
-def _energy(maps: Tensor,  # (B H W)
-           ) -> tuple[Tensor, Tensor]:  # Energy of the half plane without the constant part (B M), radius (M,)
-    "Energy at each frequency, columns weighted."
-    radius, weight, _ = _grid(*maps.shape[-2:], str(maps.device), maps.dtype)
-    power = torch.view_as_real(torch.fft.rfft2(maps - maps.mean((-2, -1), keepdim=True))).square().sum(-1).flatten(1)
-    return torch.cat([torch.zeros_like(power[:, :1]), (power * weight)[:, 1:]], 1), radius
 
 # %% ../nbs/10_spectral.ipynb #071135d7
 def tail_fraction(maps: Tensor,  # Maps, (... H W)
@@ -190,10 +198,10 @@ def tail_fraction(maps: Tensor,  # Maps, (... H W)
     "How much of a map's energy lies in fast variation."
     if not 0 <= cutoff <= math.sqrt(0.5): raise ValueError(f"cutoff is {cutoff}; expected cycles per pixel between 0 and {math.sqrt(0.5):.4f}")
     maps = _checked(maps)
-    energy, radius = _energy(maps.reshape(-1, *maps.shape[-2:]))
-    flat = is_constant(maps).reshape(-1)
-    share = (energy @ (radius > cutoff).to(energy)) / torch.where(flat, 1, energy.sum(-1))
-    return torch.where(flat, 0, share).reshape(maps.shape[:-2])
+    flat = maps.reshape(-1, *maps.shape[-2:])
+    beyond = (_grid_of(maps)[0] > cutoff).to(maps)
+    share = in_chunks(lambda m: _ratio((e := _energy(m)) @ beyond, e.sum(-1), is_constant(m)), flat, _chunk(flat))
+    return share.reshape(maps.shape[:-2])
 
 # %% ../nbs/10_spectral.ipynb #859c7175
 def tail_slope(maps: Tensor,  # Maps, (... H W)
@@ -210,10 +218,9 @@ def lowpass(maps: Tensor,  # Maps or attributions, (... H W)
             cutoff: float,  # Cycles per pixel; frequencies beyond it are removed
            ) -> Tensor:  # (... H W), same mean
     "Ideal low-pass filter of a map, with periodic borders; it needs no pass through the model."
-    if cutoff < 0: raise ValueError(f"cutoff is {cutoff}; expected cycles per pixel, 0 or more")
+    if not cutoff >= 0: raise ValueError(f"cutoff is {cutoff}; expected cycles per pixel, 0 or more")
     maps = _checked(maps)
-    radius, _, _ = _grid(*maps.shape[-2:], str(maps.device), maps.dtype)
-    keep = (radius <= cutoff * (1 + 1e-9)).view(maps.shape[-2], -1)
+    keep = (_grid_of(maps)[0] <= cutoff * (1 + 1e-9)).view(maps.shape[-2], -1)
     return torch.fft.irfft2(torch.fft.rfft2(maps) * keep, s=maps.shape[-2:])
 
 # %% ../nbs/10_spectral.ipynb #84db3e13
@@ -247,7 +254,7 @@ def _bootstrap(statistic: Callable[[Sequence[Tensor]], Tensor],  # Function of t
     draws = torch.randint(n, (rounds, n), generator=torch.Generator().manual_seed(seed))
     weights = torch.zeros(rounds, n, dtype=torch.float64).scatter_add_(1, draws, torch.full((rounds, n), 1 / n, dtype=torch.float64))
     many = statistic(list(table @ weights.T))
-    low, high = torch.quantile(many, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = torch.nanquantile(many, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(float(statistic(list(table.mean(1, keepdim=True)))[0]), low, high)
 
 def _mean(column: Sequence[Tensor],  # One column of means
@@ -316,8 +323,9 @@ def _pearson(a: Tensor,  # (B n)
     "Correlation or cosine, image by image."
     if centre: a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     norm = a.norm(dim=1) * b.norm(dim=1)
-    return torch.where(norm > 0, (a * b).sum(1) / torch.where(norm > 0, norm, 1), 0)
+    return _ratio((a * b).sum(1), norm, norm == 0)
 
+# %% ../nbs/10_spectral.ipynb #c95e2035
 def _columns(g: Tensor,  # Gradient, (B C H W)
              first: Tensor,  # One half of the explanation, (B C H W) or (B 1 H W)
              second: Tensor,  # The independent other half, or the same tensor
@@ -385,7 +393,9 @@ def compare_to_gradient(g: Tensor,  # Gradient, (B C H W)
                         seed: int = 0,  # Of the bootstrap
                        ) -> ExplanationGap:  # Numbers with intervals
     "The gap between maps that were computed already."
+    if not bool(g.any()): raise ValueError("the gradient is zero on every image, so there is nothing to compare with; a classifier that is too sure needs of='output'")
     for e in (explanation, explanation if other is None else other):
+        if not isinstance(e, Tensor): raise TypeError(f"the explainer returned {type(e).__name__}, expected a tensor (B C H W)")
         if e.ndim != 4 or e.shape[0] != g.shape[0] or e.shape[1] not in (1, g.shape[1]) or e.shape[-2:] != g.shape[-2:]:
             raise ValueError(f"explanation has shape {tuple(e.shape)}, the gradient {tuple(g.shape)}; resize it to {tuple(g.shape[-2:])} first")
     explanation = explanation.to(g.dtype)
@@ -425,6 +435,7 @@ class ShiftedSoftplus(nn.Module):
         "SoftPlus, shifted."
         return nn.functional.softplus(x, self.beta) - math.log(2) / self.beta
 
+# %% ../nbs/10_spectral.ipynb #16ddb339
 def _positive(name: str,  # Of the parameter
               value: float,  # What the user gave
              ) -> float:  # The same; raises ValueError unless positive and finite
@@ -453,6 +464,7 @@ class _BackwardOnly(torch.autograd.Function):
         "The derivative of SoftPlus."
         return grad * torch.sigmoid(ctx.beta * ctx.saved_tensors[0]), None
 
+# %% ../nbs/10_spectral.ipynb #f0f34187
 class BackwardSoftplus(nn.Module):
     "ReLU forward, the derivative of SoftPlus backward: outputs unchanged, gradients of no function."
 
@@ -498,6 +510,7 @@ def smooth(model: nn.Module,  # Any model with ReLU, as modules (also in-place) 
     copy.swapped = report
     return copy if calibrate is None else fill_batchnorm(copy, calibrate)
 
+# %% ../nbs/10_spectral.ipynb #1a97c49c
 def _smooth_activation(kind: str,  # As in `smooth`
                        beta: float | None,  # One of the two
                        sigma: float | None,  # One of the two
@@ -529,6 +542,7 @@ class Training:
     loss: tuple[float, ...]  # Mean training loss of each epoch, nats (plus the penalty)
     reached: bool  # Whether the accuracy asked for was reached
 
+# %% ../nbs/10_spectral.ipynb #18dd6f0e
 def _epoch(model: nn.Module,  # In training mode
            images: Any,  # `Images`
            optimiser: torch.optim.Optimizer,  # Of the model's parameters
@@ -615,7 +629,9 @@ def lowpass_family() -> Surrogate:  # Knob: cutoff, cycles per pixel
 def cam_family(size: Any = None,  # Output size (H W), None: the size of the images
               ) -> Surrogate:  # Knob: layer, a name or module
     "Grad-CAM over its layer; it is not on the gradient's scale, so only Delta-EF places it."
-    run = lambda model, x, target, value: grad_cam(model, x, target, layer=value, size=size or x.shape[-2:])
+    def run(model: nn.Module, x: Tensor, target: Any, value: Any) -> Tensor:
+        inside = isinstance(value, str) and isinstance(model, LogProbability)  # names are those of the user's model
+        return grad_cam(model, x, target, layer=f"model.{value}" if inside else value, size=size or x.shape[-2:])
     return Surrogate("Grad-CAM", "layer", run, 0, scaled=False)
 
 # %% ../nbs/10_spectral.ipynb #9988219d
@@ -642,14 +658,10 @@ def complexities(trade: TradeOff,  # A measured family
     return [p.ef.value for p in trade.points]
 
 def _gap(point: ExplanationGap,  # One measurement
+         end: str = "value",  # "value", or "high" for the upper end of the interval
         ) -> float:  # The direct gap if there is one
     "Relative gap, or Delta-EF."
-    return (point.relative_gap or point.delta_ef).value
-
-def _gap_high(point: ExplanationGap,  # One measurement
-             ) -> float:  # Upper end of its interval
-    "The gap that is not exceeded, as far as the images tell."
-    return (point.relative_gap or point.delta_ef).high
+    return getattr(point.relative_gap or point.delta_ef, end)
 
 # %% ../nbs/10_spectral.ipynb #a20cfb3b
 def trade_off(model: nn.Module,  # The model that was asked
@@ -700,6 +712,7 @@ class Choice:
     evaluations: int  # How many settings were measured beyond the grid
     rule: str  # The rule in words
 
+# %% ../nbs/10_spectral.ipynb #34d2cec7
 def choose(trade: TradeOff,  # A measured family
            *,
            max_gap: float | None = None,  # Least busy explanation with at most this gap
@@ -712,12 +725,13 @@ def choose(trade: TradeOff,  # A measured family
     if (max_gap is not None) + (max_complexity is not None) + bool(knee) != 1:
         raise ValueError("give one rule: max_gap=..., max_complexity=... or knee=True")
     if knee: return _knee(trade)
-    if max_gap is not None: number, limit, sign = (_gap_high if certain else _gap), max_gap, 1
-    else: number, limit, sign = (lambda p: p.ef.value), max_complexity, -1
+    law = trade.surrogate.exponent
+    if max_gap is not None: number, limit, sign = partial(_gap, end="high" if certain else "value"), max_gap, 1
+    else: number, limit, sign, law = (lambda p: p.ef.value), max_complexity, -1, None
     if not limit > 0: raise ValueError(f"the limit is {limit}; expected a positive number")
     rule = f"{'gap' if sign == 1 else 'expected frequency'} at most {limit:g}"
     if trade.surrogate.smoother == 0: return _from_grid(trade, number, limit, sign, rule)
-    return _bisect(trade, number, limit, sign * trade.surrogate.smoother, evaluations, rule)
+    return _bisect(trade, number, limit, sign * trade.surrogate.smoother, law, evaluations, rule)
 
 # %% ../nbs/10_spectral.ipynb #b49c4fbc
 def _knee(trade: TradeOff,  # A measured family with at least 3 points on the front
@@ -730,6 +744,7 @@ def _knee(trade: TradeOff,  # A measured family with at least 3 points on the fr
     best = rows[int(np.argmin(a.sum(1)))][2]  # the chord runs from (0, 1) to (1, 0)
     return Choice(trade.values[best], trade.points[best], True, 0, "knee of the front")
 
+# %% ../nbs/10_spectral.ipynb #f168ca89
 def _from_grid(trade: TradeOff,  # A measured family without order
                number: Callable[[ExplanationGap], float],  # The constrained number
                limit: float,  # Its limit
@@ -747,6 +762,7 @@ def _bisect(trade: TradeOff,  # A measured family whose knob is a positive numbe
             number: Callable[[ExplanationGap], float],  # The constrained number
             limit: float,  # Its limit
             sign: int,  # The number grows with sign * log(value)
+            law: float | None,  # Exponent for the first guess
             evaluations: int,  # Settings to try
             rule: str,  # In words
            ) -> Choice:  # The last setting within the limit
@@ -758,12 +774,13 @@ def _bisect(trade: TradeOff,  # A measured family whose knob is a positive numbe
         return Choice(nearest[2], nearest[1], bad is None, 0, rule)
     left, right, used = known[bad - 1], known[bad], 0
     while used < evaluations and right[0] - left[0] > 0.005:
-        u = _guess(left, right, number, limit, trade.surrogate.exponent if number in (_gap, _gap_high) and used == 0 else None)
+        u = _guess(left, right, number, limit, None if used else law)
         value = math.exp(sign * u)
         tried, used = (u, trade.evaluate(value)[0], value), used + 1
         left, right = (tried, right) if number(tried[1]) <= limit else (left, tried)
     return Choice(left[2], left[1], True, used, rule)
 
+# %% ../nbs/10_spectral.ipynb #34e8f56e
 def _guess(left: tuple,  # (log position, point, value) within the limit
            right: tuple,  # The same beyond it
            number: Callable[[ExplanationGap], float],  # The constrained number
@@ -783,9 +800,10 @@ def predict_gap(trade: TradeOff,  # A measured family with a known exponent
                ) -> pd.DataFrame:  # Predicted gap; measured gap and relative error where the grid has the value
     "Predict the gap at other settings from one measurement and the a-priori law `gap ~ value ** exponent`."
     if trade.surrogate.exponent is None: raise ValueError(f"no power law is known for {trade.surrogate.name}; measure it, or see `lowpass_family`")
-    measured = dict(zip(trade.values, gaps(trade)))
-    start = trade.values[at]
-    rows = [(v, measured[start] * (v / start) ** trade.surrogate.exponent, measured.get(v, float("nan"))) for v in values or trade.values]
+    if not -len(trade.values) <= at < len(trade.values): raise ValueError(f"at is {at}, but the grid has {len(trade.values)} values")
+    measured, start = dict(zip(trade.values, gaps(trade))), trade.values[at]
+    values = trade.values if values is None else [_positive(trade.surrogate.knob, v) for v in values]
+    rows = [(v, measured[start] * (v / start) ** trade.surrogate.exponent, measured.get(v, float("nan"))) for v in values]
     table = pd.DataFrame(rows, columns=[trade.surrogate.knob, "predicted", "measured"]).set_index(trade.surrogate.knob)
     return table.assign(relative_error=table.predicted / table.measured - 1)
 
@@ -794,6 +812,7 @@ def gap_exponent(trade: TradeOff,  # A measured family with a numeric knob
                  seed: int = 0,  # Of the bootstrap
                 ) -> Interval:  # Slope of log(gap) against log(value), with its interval over images
     "Fit the exponent of the power law by least squares."
+    _check_knob(trade)
     if any(p.relative_gap is None for p in trade.points): raise ValueError(f"{trade.surrogate.name} is not on the gradient's scale: it has no direct gap to fit")
     u = torch.tensor([math.log(v) for v in trade.values], dtype=torch.float64)
     u = (u - u.mean()) / (u - u.mean()).square().sum()
@@ -806,14 +825,20 @@ def gap_exponent(trade: TradeOff,  # A measured family with a numeric knob
 def sensitivity(trade: TradeOff,  # A measured family with a numeric knob
                ) -> pd.DataFrame:  # Per value: EF, Delta-EF, gap, elasticities (d log / d log value), rank correlation with the next value
     "How much the numbers and the maps move when the knob moves."
-    if len(trade.values) < 2: raise ValueError("a sensitivity needs at least two values")
-    log = np.log([max(v, 1e-300) for v in trade.values])
+    _check_knob(trade)
+    log = np.log(trade.values)
     slope = lambda numbers: np.gradient(np.log(np.maximum(numbers, 1e-300)), log)
     ranks = [rank_map(m).flatten(1) for m in trade.maps]
     next_value = [float(_pearson(a, b).mean()) for a, b in zip(ranks, ranks[1:])] + [float("nan")]
     table = {"ef": complexities(trade), "delta_ef": [p.delta_ef.value for p in trade.points], "gap": gaps(trade)}
     table |= {"elasticity_ef": slope(table["ef"]), "elasticity_gap": slope(table["gap"]), "spearman_next": next_value}
     return pd.DataFrame(table, index=pd.Index(trade.values, name=trade.surrogate.knob))
+
+def _check_knob(trade: TradeOff,  # A measured family
+               ) -> None:  # Raises ValueError
+    "A slope needs numbers, and two of them."
+    if trade.surrogate.smoother == 0: raise ValueError(f"the {trade.surrogate.knob} of {trade.surrogate.name} is no number; compare its values with trade_off_table")
+    if len(trade.values) < 2: raise ValueError("a slope over the knob needs at least two values")
 
 # %% ../nbs/10_spectral.ipynb #5bd80f4c
 USES = {"audit": 0.02, "internal": 0.10, "customer-facing": 0.25}
@@ -829,8 +854,8 @@ def default_families(x: Tensor,  # Images, (B C H W)
                      kinks: bool = True,  # Whether the net has ReLU or max-pool
                     ) -> list[tuple[Surrogate, list[float]]]:  # Families that need no new weights, with a grid each
     "SmoothGrad from 1 to 40 % of the images' spread, a smooth backward pass, and the low-pass filter."
-    spread = float(x.std())
-    if not spread > 0: raise ValueError("the images are constant; give images with some variation")
+    spread = float(_checked_images(x).std())
+    if spread == 0: raise ValueError("the images are constant; give images with some variation")
     sigmas = [spread * s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)]
     return [(smoothgrad_family(8, kinks), sigmas), (softplus_family("backward"), [0.5, 1.0, 2.0, 5.0, 10.0, 20.0]),
             (lowpass_family(), [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5])]
@@ -853,6 +878,7 @@ def decision_table(trades: Sequence[TradeOff],  # Measured families, as from `tr
                    uses: dict[str, float] = USES,  # Reader to largest relative gap
                   ) -> pd.DataFrame:  # One row per reader: the least busy setting within the limit, and what it costs
     "For each reader, the least busy explanation whose gap surely stays within the limit; the plain gradient if there is none."
+    if not trades: raise ValueError("no family was measured; pass the results of trade_off")
     rows = []
     for limit in uses.values():
         found = [(t.surrogate, c) for t in trades if t.surrogate.scaled for c in [choose(t, max_gap=limit, certain=True)] if c.met]
@@ -860,6 +886,7 @@ def decision_table(trades: Sequence[TradeOff],  # Measured families, as from `tr
         rows.append({"largest gap": f"{limit:g}", "cosine at least": f"{cosine_floor(limit):.3f}"} | _decision(best, trades[0].points[0]))
     return pd.DataFrame(rows, index=pd.Index(list(uses), name="reader"))
 
+# %% ../nbs/10_spectral.ipynb #3a2e067b
 def _decision(best: tuple[Surrogate, Choice] | None,  # What was chosen
               point: ExplanationGap,  # Any measurement, for the gradient's own numbers
              ) -> dict[str, str]:  # Cells of one row
@@ -883,7 +910,7 @@ def trade_off_report(model: nn.Module,  # The user's own model
                      seed: int = 0,  # Noise and bootstrap
                     ) -> str:  # The page, Markdown unless the path ends in .html
     "Write the one-page guide with the decision table filled from a model and its images."
-    if path is not None and Path(path).suffix not in (".md", ".html"): raise ValueError(f"path {str(path)!r} must end in .md or .html")
+    _check_report(images, path, uses)
     pairs = default_families(images) if families is None else families
     trades, left_out = _measure_families(model, images, pairs, target=target, of=of, mode=mode, seed=seed)
     parts = _report_parts(type(model).__name__, len(images), trades, left_out, decision_table(trades, uses))
@@ -891,6 +918,27 @@ def trade_off_report(model: nn.Module,  # The user's own model
     text = _as_html(parts) if page else _as_markdown(parts)
     if path is not None: Path(path).write_text(text, encoding="utf-8")
     return text
+
+# %% ../nbs/10_spectral.ipynb #dc090359
+def _check_report(images: Tensor,  # As in `trade_off_report`
+                  path: str | Path | None,  # The same
+                  uses: dict[str, float],  # The same
+                 ) -> None:  # Raises TypeError, ValueError, NonFiniteError
+    "Refuse before anything is measured."
+    _checked_images(images)
+    if path is not None and Path(path).suffix not in (".md", ".html"): raise ValueError(f"path {str(path)!r} must end in .md or .html")
+    if path is not None and not Path(path).absolute().parent.is_dir(): raise ValueError(f"the folder of {str(path)!r} does not exist; make it first")
+    wrong = {reader: limit for reader, limit in uses.items() if not 0 < limit <= 1}
+    if wrong: raise ValueError(f"uses holds {wrong}; a limit on the gap is above 0 and at most 1")
+
+def _checked_images(x: Tensor,  # What the user passed
+                   ) -> Tensor:  # The same
+    "A batch that intervals over images can be taken from."
+    if not isinstance(x, Tensor) or not x.is_floating_point(): 
+        raise TypeError(f"images are {getattr(x, 'dtype', type(x).__name__)}; pass a floating-point tensor (B C H W)")
+    if x.ndim != 4: raise ValueError(f"images have shape {tuple(x.shape)}, expected (B C H W)")
+    if len(x) < 2: raise ValueError(f"{len(x)} images give no interval over images; pass at least 2, better 32 to 100")
+    return check_finite("images", x)
 
 # %% ../nbs/10_spectral.ipynb #6b2cb421
 def _report_parts(name: str,  # Class of the model
@@ -908,11 +956,13 @@ def _report_parts(name: str,  # Class of the model
     for t in trades: parts += [("h2", f"{t.surrogate.name}: every setting that was measured"), ("table", trade_off_table(t))]
     return parts + [("p", f"Left out: {reason}") for reason in left_out]
 
+# %% ../nbs/10_spectral.ipynb #27a87db3
 _READING = ("EF: mean spatial frequency, lower is smoother. Gap: squared distance to the model's own gradient, as a share of the squared "
             "gradient; 0 is faithful. A setting is chosen only if the upper end of its interval is within the limit: more images, narrower intervals. "
             "A small gap says that the map is close to the gradient, not that the gradient is the right question. "
             "If no row is smooth enough, retrain with smooth activations: that changes the model, and its gradient then has gap 0.")
 
+# %% ../nbs/10_spectral.ipynb #e021c026
 def _as_markdown(parts: Sequence[tuple[str, Any]],  # From `_report_parts`
                 ) -> str:  # Markdown text
     "Write the parts as Markdown."
@@ -938,6 +988,7 @@ def plane(trades: Sequence[TradeOff],  # Measured families
           mark: Any = None,  # A value of the first family to point out
          ) -> Picture:  # Lower left is better; filled points are on their family's front
     "Draw families in the plane of complexity and gap."
+    if not trades: raise ValueError("no family to draw; pass the results of trade_off")
     fig = Picture(6, 4)
     _draw_plane(fig.subplots(), trades, mark)
     return fig
@@ -958,6 +1009,7 @@ def _draw_plane(ax: Any,  # Matplotlib axes
             if len(trades) == 1: ax.annotate(f"{v:g}" if isinstance(v, (int, float)) else str(v), (e, g), xytext=(4, 4), textcoords="offset points", fontsize=7)
     point = trades[0].points[0]
     ax.plot(point.ef_gradient.value, 0, "k*", ms=10, label="gradient")
+    ax.margins(0.1)
     ax.set(xlabel=f"expected frequency ({point.mode} mode)", ylabel="Delta-EF" if point.relative_gap is None else "relative gap to the gradient")
     ax.legend(fontsize=7)
 
@@ -969,7 +1021,7 @@ def explore(trade: TradeOff,  # A measured family
            ) -> Any:  # A closed figure, or the slider
     "Walk through a family: map, spectrum, place in the plane."
     if not 0 <= image < len(trade.gradient): raise ValueError(f"image is {image}; expected 0 to {len(trade.gradient) - 1}")
-    if live: return _explore(lambda value: _strip(trade, [value], image), live=True, value=list(trade.values))
+    if live: return _explore(lambda **knob: _strip(trade, list(knob.values()), image), live=True, **{trade.surrogate.knob: list(trade.values)})
     return _strip(trade, list(trade.values), image)
 
 # %% ../nbs/10_spectral.ipynb #a49ffdd8
@@ -979,14 +1031,16 @@ def _strip(trade: TradeOff,  # A measured family
           ) -> Picture:  # One column per setting, and the plane
     "Maps above, spectra below, the plane on the right."
     n = len(values) + 1
-    fig = Picture(1.35 * n + 3.6, 3.0)
+    fig = Picture(1.35 * n + 3.9, 3.0)
     grid = fig.add_gridspec(2, n + 3)
     reference = radial_spectrum(trade.gradient[image])
     for i, value in enumerate([None, *values]):
         a = trade.gradient[image] if value is None else trade.maps[trade.values.index(value)][image]
         _draw_map(fig.add_subplot(grid[0, i]), a, "gradient" if value is None else f"{trade.surrogate.knob} {value:.3g}" if isinstance(value, float) else str(value))
         _draw_spectrum(fig.add_subplot(grid[1, i]), a, reference, first=i == 0)
-    _draw_plane(fig.add_subplot(grid[:, n:]), [trade], values[0] if len(values) == 1 else None)
+    ax = fig.add_subplot(grid[:, n:])
+    _draw_plane(ax, [trade], values[0] if len(values) == 1 else None)
+    for label in (ax.xaxis.label, ax.yaxis.label): label.set_size(8)
     return fig
 
 # %% ../nbs/10_spectral.ipynb #ebb52df6
@@ -1001,6 +1055,7 @@ def _draw_map(ax: Any,  # Matplotlib axes
     ax.set(xticks=[], yticks=[])
     ax.set_title(f"{title}\nEF {float(expected_frequency(a)):.3f}", fontsize=8)
 
+# %% ../nbs/10_spectral.ipynb #5abafb8b
 def _draw_spectrum(ax: Any,  # Matplotlib axes
                    a: Tensor,  # Map, (H W)
                    reference: Tensor,  # Ring energies of the gradient, (L,)
@@ -1010,7 +1065,7 @@ def _draw_spectrum(ax: Any,  # Matplotlib axes
     rings, k = radial_spectrum(a).cpu()[1:], torch.arange(1, len(reference)) / min(a.shape)
     ax.loglog(k, reference.cpu()[1:], color="0.7", lw=1)
     ax.loglog(k, rings.clamp_min(float(rings.max()) * 1e-7), color=COLOURS[0], lw=1)
-    ax.tick_params(labelsize=6, which="both")
-    ax.tick_params(which="minor", labelbottom=False, labelleft=False)
+    ax.tick_params(labelsize=6)
+    ax.minorticks_off()  # most of the drawing time, and no label
     if first: ax.set_xlabel("cycles per pixel", fontsize=7); ax.set_ylabel("ring energy", fontsize=7)
     else: ax.set_yticklabels([])
