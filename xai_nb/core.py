@@ -222,7 +222,8 @@ def _class_index(target: Any,  # An int, or one per example
                  y: Tensor,  # (B K)
                 ) -> Tensor:  # (B,) int64 on the device of `y`
     "Class indices, checked against the number of outputs and of examples."
-    index = torch.as_tensor(target, device=y.device)
+    try: index = torch.as_tensor(target, device=y.device)
+    except (TypeError, ValueError, RuntimeError): raise TypeError(f"target is {target!r}; expected a class index, one per example, a callable (B K) -> (B,), or None") from None
     if index.is_floating_point() or index.dtype == torch.bool: raise TypeError(f"target must hold integers, got {index.dtype}")
     if index.ndim == 0: index = index.expand(len(y))
     if index.shape != y.shape[:1]: raise ValueError(f"target has shape {tuple(index.shape)} for {len(y)} examples; give one index, or one per example")
