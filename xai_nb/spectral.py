@@ -103,7 +103,7 @@ def _area(maps: Tensor,  # (B H W)
     "Mean radius of the spectrum, weighted by energy: one transform, squared in place, and one product."
     parts = torch.view_as_real(torch.fft.rfft2(maps)).flatten(1)
     power = parts.square() if parts.requires_grad else parts.square_()
-    energy, first = _moments(*maps.shape[-2:], str(maps.device), maps.dtype) @ power.T
+    energy, first = (power @ _moments(*maps.shape[-2:], str(maps.device), maps.dtype).T).T
     rounding = (16 * torch.finfo(maps.dtype).eps) ** 2 * power[:, 0].detach()  # of the constant part
     return _ratio(first, energy, is_constant(maps)) if bool((energy <= rounding).any()) else first / energy
 
@@ -187,7 +187,7 @@ def expected_frequency(maps: Tensor,  # Maps, (... H W), signed, any unit, chann
     maps = _checked(maps, finite=ranked)  # ranks would hide NaN
     flat = maps.reshape(-1, *maps.shape[-2:])
     measure = _area if mode == "area" else partial(_ring_mean, paper=mode == "paper")
-    size = batch_size or _chunk(flat, 2**18 if ranked or mode != "area" else 2**20)
+    size = batch_size or _chunk(flat, 2**18 if ranked or mode != "area" else 2**19)
     result = in_chunks(lambda m: measure(rank_map(m) if ranked else m), flat, size)
     return _finite_result(result, maps).reshape(maps.shape[:-2])
 
