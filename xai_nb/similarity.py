@@ -11,9 +11,9 @@ __all__ = ['Loss', 'Examples', 'METRICS', 'loss_terms', 'Outer', 'ghost_inner', 
            'scan_topk', 'GradientIndex']
 
 # %% ../nbs/50_similarity.ipynb #8f1ecfbd
-import fnmatch, functools, hashlib, json, math, os, time, warnings, zlib
+import fnmatch, hashlib, json, math, os, time, warnings, zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from .core import LayerError, check_finite, eval_mode, hash_key, progress, unwrap_output
 from .viz import show_neighbours
@@ -512,30 +512,13 @@ def _vmap_gradients(model: nn.Module,  # Model to explain
     except RuntimeError: return loop_gradients(model, x, y, loss, names)
 
 # %% ../nbs/50_similarity.ipynb #fc49c481
-@dataclass(frozen=True)
-class _Slots:
-    "Where the explicit gradient of each parameter lies in the rows of a tile."
-    of: dict[str, tuple[str, slice]]  # Parameter -> group, and columns in the group's matrix
-    width: dict[str, int]  # Group -> columns
-
-    def room(self,
-             n: int,  # Rows
-             like: Tensor,  # Gives dtype and device
-            ) -> dict[str, Tensor]:  # Group -> (n width), uninitialised
-        "Matrices for n examples."
-        return {g: like.new_empty(n, w) for g, w in self.width.items()}
-
-def _slots(cov: Coverage,  # What `coverage` found
-           ghost: frozenset[str],  # Weights kept as factors
-           group: Callable[[str], str],  # Parameter -> group; each group is one matrix and enters one product
-          ) -> _Slots:
-    "Lay the explicit parameters of each group side by side."
-    of, width = {}, {}
-    for n in cov.names:
-        if n in ghost or _taken_along(n, cov, ghost): continue
-        g, size = group(n), cov.size[n]
-        of[n], width[g] = (g, slice(width.get(g, 0), width.get(g, 0) + size)), width.get(g, 0) + size
-    return _Slots(of, width)
+def _room_for(cov: Coverage,  # What `coverage` found
+              ghost: frozenset[str],  # Weights kept as factors
+              n: int,  # Rows
+              like: Tensor,  # Gives dtype and device
+             ) -> dict[str, Tensor]:  # Parameter made explicit -> (n m), uninitialised
+    "A matrix for the explicit gradients of each parameter: contiguous, so that batched products can write to it."
+    return {p: like.new_empty(n, cov.size[p]) for p in cov.names if p not in ghost and not _taken_along(p, cov, ghost)}
 
 def _taken_along(name: str,  # Parameter
                  cov: Coverage,  # What `coverage` found
@@ -548,7 +531,7 @@ def _taken_along(name: str,  # Parameter
 @dataclass(frozen=True)
 class _Tile:
     "Gradients of some examples, each parameter in the cheaper of two forms."
-    rows: dict[str, Tensor]  # Group -> explicit gradients, (B m)
+    rows: dict[str, Tensor]  # Parameter -> explicit gradients, (B m)
     ghosts: dict[str, Outer]  # Weight -> factors
     norm2: dict[str, Tensor]  # Parameter -> squared norms, (B,)
     factor: Tensor  # (B,), loss gradient = factor * stored gradient
@@ -558,11 +541,10 @@ class _Tile:
 def _tile(model: nn.Module,  # Model to explain
           cov: Coverage,  # What `coverage` found
           ghost: frozenset[str],  # Weights kept as factors
-          slots: _Slots,  # Where the others go
           x: Tensor,  # Inputs, (B ...)
           y: Tensor,  # Labels or targets
           loss: Loss,  # See `loss_terms`
-          rows: dict[str, Tensor] | None = None,  # Group -> matrix to write to, (B m); None: a new one
+          rows: dict[str, Tensor] | None = None,  # Parameter -> matrix to write to, (B m); None: new ones
           room: dict[str, Tensor] | None = None,  # Memory for what is between, used again by the next call
          ) -> _Tile:
     "One forward, one backward; each gradient is made explicit once and kept for every pair it enters."
@@ -571,12 +553,11 @@ def _tile(model: nn.Module,  # Model to explain
     owners = _owners(uses, {id(p): n for n, p in names.items() if cov.how[n] in ("outer", "dense")})
     if odd := [n for n in cov.names if cov.how[n] != "vmap" and len(owners.get(n, ())) != cov.calls[n]]:
         raise LayerError(f"{odd} took part in another number of calls than in the probe; models whose layers depend on the batch are not supported")
-    rows, room = slots.room(len(x), factor) if rows is None else rows, {} if room is None else room
+    rows, room = _room_for(cov, ghost, len(x), factor) if rows is None else rows, {} if room is None else room
     ghosts, norm2 = {n: replace(_whole_part(owners[n], len(x)), bias=_taken_along(n[:-6] + "bias", cov, ghost)) for n in ghost}, {}
     rest = [n for n, how in cov.how.items() if how == "vmap"]
     slow = _vmap_gradients(model, x, y, loss, rest) if rest else {}
-    for n, (group, columns) in slots.of.items():
-        out = rows[group][:, columns]
+    for n, out in rows.items():
         if n in slow: norm2[n] = _square(out.copy_(slow[n]))
         else: norm2[n] = _write_rows(owners[n], len(x), out, _step(cov, n, out), room)
     return _Tile(rows, ghosts, norm2 | {n: ghost_norm2(p) for n, p in ghosts.items()}, factor, output)
@@ -618,8 +599,8 @@ def example_gradients(model: nn.Module,  # Model to explain
     "Per-example gradients of a small batch, explicit by default: the loss gradient is factor times the returned one."
     cov = coverage(model, x[:2], y[:2], loss, parameters, on_missing)
     ghost = frozenset(cov.shape) if factors else frozenset()
-    tile = _tile(model, cov, ghost, slots := _slots(cov, ghost, lambda n: n), x, y, loss)
-    return tile.ghosts | {n: _as_stored(tile.rows[n], *cov.kernel.get(n, (1, 1))) for n in slots.of}, tile.factor
+    tile = _tile(model, cov, ghost, x, y, loss)
+    return tile.ghosts | {n: _as_stored(tile.rows[n], *cov.kernel.get(n, (1, 1))) for n in tile.rows}, tile.factor
 
 # %% ../nbs/50_similarity.ipynb #9c0d9608
 def plan_ghosts(cov: Coverage,  # Shapes of the weights
@@ -742,18 +723,18 @@ def gradient_gram(model: nn.Module,  # Model to explain, its parameters with req
     cov = coverage(model, *_take(train, range(min(2, m)), device), loss, parameters, on_missing)
     plan = plan_tiles(cov, ghost := plan_ghosts(cov, n, m), n, m, memory, batch_size, next(model.parameters()).element_size())
     out = _Sums(n, m, layer_mean, cov)
-    slots, room, like = _slots(cov, ghost, out.group), {}, next(model.parameters())
-    stream = slots.room(min(plan.batch, m), like)
-    make = lambda x, y, rows: _tile(model, cov, ghost, slots, x, y, loss, rows, room)
+    room, like = {}, next(model.parameters())
+    stream = _room_for(cov, ghost, min(plan.batch, m), like)
+    make = lambda x, y, rows: _tile(model, cov, ghost, x, y, loss, rows, room)
     for lo in range(0, n, plan.test_rows):
         hi = min(n, lo + plan.test_rows)
-        tile = _resident_tile(make, slots.room(hi - lo, like), _batches(test, lo, hi, plan.batch, device))
+        tile = _resident_tile(make, _room_for(cov, ghost, hi - lo, like), _batches(test, lo, hi, plan.batch, device))
         for j, x, y in _batches(train, 0, m, plan.batch, device, progress):
             out.add(lo, tile, j, make(x, y, _some_rows(stream, 0, len(x))))
     return out.finish()
 
 # %% ../nbs/50_similarity.ipynb #153d8bc5
-def _some_rows(rows: dict[str, Tensor],  # Group -> matrix
+def _some_rows(rows: dict[str, Tensor],  # Parameter -> matrix
                start: int,  # First row
                stop: int,  # One past the last
               ) -> dict[str, Tensor]:  # Views
@@ -787,26 +768,23 @@ class _Sums:
         self.n, self.m, self.layer_mean, self.cov, self.dot = n, m, layer_mean, cov, None
         self.n_layers = len({n.rpartition(".")[0] for n in cov.names})
 
-    def group(self,
-              name: str,  # Parameter
-             ) -> str:  # Its layer, or "" where only the sum is asked for
-        "What is summed before the cosine."
-        return name.rpartition(".")[0] if self.layer_mean else ""
-
     def add(self,
             i: int,  # First test row
             a: _Tile,  # Test gradients
             j: int,  # First training row
             b: _Tile,  # Training gradients
            ) -> None:
-        "Add one block of pairs, group by group."
+        "Add one block of pairs; layer by layer if the layers' cosines are asked for."
         if self.dot is None: self._start(a.factor)
         at, total = (slice(i, i + len(a.factor)), slice(j, j + len(b.factor))), [0, 0]
-        for g in dict.fromkeys(self.group(n) for n in a.norm2):
-            part = _products(a, b, g, [n for n in a.ghosts if self.group(n) == g])
-            self.dot[at] += part
-            norms = [sum(v for n, v in t.norm2.items() if self.group(n) == g) for t in (a, b)]
-            if self.layer_mean: self.mean[at] += part / _safe((norms[0][:, None] * norms[1]).sqrt()) / self.n_layers
+        layer = lambda name: name.rpartition(".")[0] if self.layer_mean else ""
+        for g in dict.fromkeys(map(layer, a.norm2)):
+            names = [n for n in a.norm2 if layer(n) == g]
+            norms = [sum(t.norm2[n] for n in names) for t in (a, b)]
+            if self.layer_mean:
+                self.dot[at] += (part := _add_products(torch.zeros_like(self.dot[at]), a, b, names))
+                self.mean[at] += part / _safe((norms[0][:, None] * norms[1]).sqrt()) / self.n_layers
+            else: _add_products(self.dot[at], a, b, names)
             total = [s + v for s, v in zip(total, norms)]
         for side, t in enumerate((a, b)): self.norm[side][at[side]], self.factor[side][at[side]] = total[side].sqrt(), t.factor
 
@@ -825,14 +803,16 @@ class _Sums:
             if dead := int((norm == 0).sum()): warnings.warn(f"{dead} of {len(norm)} {what} examples have a zero gradient; their cosine is set to 0", stacklevel=3)
         return Gram(self.dot, self.mean, *self.norm, *self.factor, self.cov)
 
-def _products(a: _Tile,  # B1 examples
-              b: _Tile,  # B2 examples
-              group: str,  # Group of explicit gradients
-              ghosts: list[str],  # Weights kept as factors
-             ) -> Tensor:  # (B1 B2)
-    "Inner products over one group: one matrix product for all that is explicit, and the factors."
-    parts = [a.rows[group] @ b.rows[group].T] if group in a.rows else []
-    return functools.reduce(torch.Tensor.add_, parts + [ghost_inner(a.ghosts[n], b.ghosts[n]) for n in ghosts])
+def _add_products(out: Tensor,  # (B1 B2), added to
+                  a: _Tile,  # B1 examples
+                  b: _Tile,  # B2 examples
+                  names: Sequence[str],  # Parameters
+                 ) -> Tensor:  # `out`
+    "Inner products of the gradients of some parameters: a matrix product for what is explicit, or the factors."
+    for n in names:
+        if n in a.rows: out.addmm_(a.rows[n], b.rows[n].T)
+        else: out += ghost_inner(a.ghosts[n], b.ghosts[n])
+    return out
 
 # %% ../nbs/50_similarity.ipynb #18b4759f
 def gradient_cosine(model: nn.Module,  # Model to explain
@@ -1516,7 +1496,6 @@ class GradientIndex:
         first = self.data.take(range(min(2, len(self.data))), self.device)
         self.cov = coverage(model, *first, loss, parameters, on_missing)
         self.ghost = frozenset(self.cov.shape) if sketch == "kronecker" else frozenset()
-        self.slots = _slots(self.cov, self.ghost, lambda n: n)
         header = {"format": 1, "parameters": [[n, self.cov.size[n]] for n in self.cov.names], "model": model_digest(model), "sketch": sketch, "k": k,
                   "seed": seed, "loss": loss if isinstance(loss, str) else "function", "width": self._sketched(*first)[0].shape[1], "world": world,
                   "batch": plan_tiles(self.cov, frozenset(), 1, 2**40, memory, batch_size).batch, "torch": torch.__version__,
@@ -1537,7 +1516,7 @@ class GradientIndex:
                   y: Tensor,  # Labels
                  ) -> tuple[Tensor, Tensor]:  # Unit rows (B width) float32, model output
         "Sketch of the gradients, divided by its own norm: the cosine of two sketches varies as (1 - rho^2)^2 / k."
-        tile = _tile(self.model, self.cov, self.ghost, self.slots, x, y, self.loss)
+        tile = _tile(self.model, self.cov, self.ghost, x, y, self.loss)
         s = self.sketch(tile.ghosts | tile.rows).float()
         return check_finite("the sketch", s / _safe(s.norm(dim=1, keepdim=True))), tile.output
 

@@ -29,14 +29,14 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone, 
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.metrics import adjusted_rand_score
 from sklearn.metrics.cluster import contingency_matrix
-from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from sklearn.tree import BaseDecisionTree, DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from .core import hash_key, keyed_uniform, progress, row_keys, splitmix64
+from .core import hash_key, keyed_uniform, progress, row_keys
 
 # %% ../nbs/60_trees.ipynb #223af724
 def nice_steps(low: np.ndarray,  # Smallest value of each feature, (D,)
@@ -829,8 +829,10 @@ def _without_rows(model, X, y, sample_weight, rows):
 
 def _fixed_seed(model, X, y, sample_weight):
     "The model fitted on everything, and the model to refit: the same seed even where none was given."
-    full = clone(model).fit(X, y, **({} if sample_weight is None else {"sample_weight": sample_weight}))
-    return full, clone(model).set_params(random_state=full.seed_) if hasattr(full, "seed_") else model
+    model = clone(model)
+    seed = model.get_params().get("random_state", 0)
+    if not isinstance(seed, Integral): model.set_params(random_state=int(check_random_state(seed).randint(2**31 - 1)))
+    return clone(model).fit(X, y, **({} if sample_weight is None else {"sample_weight": sample_weight})), model
 
 # %% ../nbs/60_trees.ipynb #c1cfe7ba
 def rows_that_move_the_grid(X: np.ndarray,  # Training table, (B D)
@@ -857,7 +859,7 @@ class LeaveOneOut:
     model: BaseEstimator  # Fitted on all rows
     distance: np.ndarray  # Distance of the tree without the row, (B,), in [0, 1]
     node: np.ndarray  # Topmost node of the full tree that changes, (B,); -1 if none
-    refitted: np.ndarray  # Boolean (B,): found by a refit instead of the walk
+    refitted: np.ndarray  # Boolean (B,): found by a refit, not by the walk
 
     @property
     def mean(self) -> float:  # Average sensitivity
@@ -867,32 +869,36 @@ class LeaveOneOut:
     @property
     def depth(self) -> np.ndarray:  # (B,), -1 where nothing changes
         "Depth of the topmost change of each row."
-        return np.where(self.node < 0, -1, self.model._grown.node[self.node, 6])
+        return np.where(self.node < 0, -1, self.model.tree_.compute_node_depths()[self.node] - 1)
 
 # %% ../nbs/60_trees.ipynb #d7e25916
-def leave_one_out(model: BaseEstimator,  # Stable tree, fitted or not
+def leave_one_out(model: BaseEstimator,  # Decision tree, ours or scikit-learn's, fitted or not
                   X: Any,  # Training table, (B D)
                   y: Any,  # Target, (B,)
                   sample_weight: Any = None,  # Row weights, (B,)
                   thresholds: bool = True,  # Count a different threshold at the same feature as a difference
                  ) -> LeaveOneOut:  # Exact distances of all B deletions
-    "Exact leave-one-out by one walk down the fitted tree; only rows that move the grid are refitted."
-    if not isinstance(model, _SplitLaws): raise TypeError(f"only stable trees can be walked, got {type(model).__name__}: use average_sensitivity, which refits any other")
+    "Exact leave-one-out: one walk down a stable tree and a refit for each row that moves its grid; any other tree is refitted without each row."
+    if not isinstance(model, BaseDecisionTree): raise TypeError(f"leave_one_out needs a decision tree, got {type(model).__name__}: use average_sensitivity with a distance= of your own")
     full, model = _fixed_seed(model, X, y, sample_weight)
-    grown, B = full._grown, len(y)
-    first, D = np.full(len(grown.order), -1), grown.law[4]
+    node, distance, refit = _walk(full, X, y, sample_weight) if isinstance(model, _SplitLaws) else (np.full(len(y), -1), np.zeros(len(y)), np.ones(len(y), bool))
+    if not thresholds: refit |= node >= 0
+    for i in progress(np.flatnonzero(refit), "refits" if refit.sum() > 500 else None):
+        other = _without_rows(model, X, y, sample_weight, [i])
+        depth = model.max_depth or max(full.tree_.max_depth, other.tree_.max_depth)
+        found = differing_nodes(full, other, depth, thresholds)
+        distance[i], node[i] = sum(node_weight(k, depth) for _, _, k in found), found[0][0] if found else -1
+    return LeaveOneOut(full, distance, node, refit)
+
+def _walk(full, X, y, sample_weight):
+    "Topmost change and distance for every row of a stable tree, and the rows for which that is not the whole story."
+    grown = full._grown
+    first, node = np.full(len(grown.order), -1), np.full(len(y), -1)
     _first_changes(grown.table, grown.law, np.uint64(grown.seed % 2**64), _scratch(grown.table, grown.n_classes),
                    grown.node, grown.path, grown.total, grown.order, first, np.empty(grown.n_classes + 2))
-    node = np.full(B, -1)
-    node[np.ones(B, bool) if sample_weight is None else np.asarray(sample_weight) > 0] = first
-    distance = np.where(node < 0, 0.0, node_weight(grown.node[node, 6], D))
-    refit = _must_refit(full, X, y, sample_weight)
-    if not thresholds: refit |= node >= 0
-    for i in np.flatnonzero(refit):
-        other = _without_rows(model, X, y, sample_weight, [i])
-        found = differing_nodes(full, other, D, thresholds)
-        distance[i], node[i] = sum(node_weight(k, D) for _, _, k in found), found[0][0] if found else -1
-    return LeaveOneOut(full, distance, node, refit)
+    node[np.ones(len(y), bool) if sample_weight is None else np.asarray(sample_weight) > 0] = first
+    distance = np.where(node < 0, 0.0, node_weight(grown.node[node, 6], grown.law[4]))
+    return node, distance, _must_refit(full, X, y, sample_weight)
 
 # %% ../nbs/60_trees.ipynb #2b339008
 def _must_refit(model, X, y, sample_weight):
@@ -923,7 +929,7 @@ class Sensitivity:
         return f"{self.mean:.4f} (exact, {len(self.values)} deletions)" if self.exact else f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}] from {len(self.values)} deletions"
 
 # %% ../nbs/60_trees.ipynb #022f60a0
-def average_sensitivity(model: BaseEstimator,  # Any scikit-learn tree, ours or not
+def average_sensitivity(model: BaseEstimator,  # Any scikit-learn tree, ours or not; without a seed it is given one, the same for all refits
                         X: Any,  # Training table, (B D)
                         y: Any,  # Target, (B,)
                         k: int = 1,  # Rows deleted at a time
@@ -959,48 +965,49 @@ class SensitivityReport:
     by_row: pd.DataFrame  # The rows whose deletion changes the tree, largest distance first: distance, node, depth, feature, threshold
     refitted: int  # Deletions that needed a refit
 
-def sensitivity_report(model: BaseEstimator,  # Stable tree
+def sensitivity_report(model: BaseEstimator,  # Decision tree; other than stable ones are refitted without each row
                        X: Any,  # Training table, (B D)
                        y: Any,  # Target, (B,)
                        sample_weight: Any = None,  # Row weights, (B,)
                       ) -> SensitivityReport:  # By depth and by row
     "The exact average sensitivity, taken apart by the depth of the change and by row."
     loo = leave_one_out(model, X, y, sample_weight)
-    grown, names = loo.model._grown, getattr(loo.model, "feature_names_in_", np.arange(loo.model.n_features_in_))
+    tree, names, depth = loo.model.tree_, getattr(loo.model, "feature_names_in_", np.arange(loo.model.n_features_in_)), loo.model.tree_.compute_node_depths() - 1
     hit = np.flatnonzero(loo.distance > 0)
     hit = hit[np.argsort(-loo.distance[hit], kind="stable")]
-    f, t = grown.node[loo.node[hit], :2].T
+    f, t = tree.feature[loo.node[hit]], tree.threshold[loo.node[hit]]
     by_row = pd.DataFrame({"row": hit, "distance": loo.distance[hit], "node": loo.node[hit], "depth": loo.depth[hit],
-                           "feature": [names[i] if i >= 0 else "(leaf)" for i in f], "threshold": np.where(f >= 0, grown.edges[f, t], np.nan)})
-    lines = [{"depth": k, "inner nodes": int(((grown.node[:, 6] == k) & (grown.node[:, 0] >= 0)).sum()),
+                           "feature": [names[i] if i >= 0 else "(leaf)" for i in f], "threshold": np.where(f >= 0, t, np.nan)})
+    lines = [{"depth": k, "inner nodes": int(((depth == k) & (tree.feature >= 0)).sum()),
               "deletions": int((loo.depth[hit] == k).sum()), "sensitivity": loo.distance[hit][loo.depth[hit] == k].sum() / len(y)}
-             for k in range(grown.node[:, 6].max() + 1)]
+             for k in range(depth.max() + 1)]
     return SensitivityReport(loo.mean, pd.DataFrame(lines), by_row, int(loo.refitted.sum()))
 
 # %% ../nbs/60_trees.ipynb #f3f658fb
 def tree_text(model: BaseEstimator,  # Fitted scikit-learn tree
               depth: int | None = None,  # How many levels; None for all
-             ) -> str:  # The tree on one line: the same text is the same tree
+              digits: int = 6,  # Of the thresholds; with 17 the same text is the same tree
+             ) -> str:  # The tree on one line
     "A tree as nested text: (feature <= threshold: left | right), leaves by their class."
     feature, threshold, left, right, label = _skeleton(model)
     def text(i: int, k: int) -> str:
         if left[i] < 0 or k == depth: return str(label[i]) if left[i] < 0 and is_classifier(model) else "."
         name = feature[i] if isinstance(feature[i], str) else f"x{feature[i]}"
-        return f"({name} <= {threshold[i]:.6g}: {text(left[i], k + 1)} | {text(right[i], k + 1)})"
+        return f"({name} <= {threshold[i]:.{digits}g}: {text(left[i], k + 1)} | {text(right[i], k + 1)})"
     return text(0, 0)
 
-def tree_census(model: BaseEstimator,  # Stable tree
+def tree_census(model: BaseEstimator,  # Decision tree; other than stable ones are refitted without each row
                 X: Any,  # Training table, (B D)
                 y: Any,  # Target, (B,)
                ) -> pd.DataFrame:  # A line a distinct tree, most frequent first: count, frequency, distance, example row, original, tree
     "The distinct trees that one deletion can produce, and how often each appears."
     loo = leave_one_out(model, X, y)
-    refit = clone(model).set_params(random_state=loo.model.seed_)
-    texts = np.full(len(y), tree_text(loo.model), dtype=object)
-    for i in np.flatnonzero(loo.distance > 0): texts[i] = tree_text(_without_rows(refit, X, y, None, [i]))
-    frame = pd.DataFrame({"tree": texts, "distance": loo.distance, "row": np.arange(len(y))})
-    out = frame.groupby("tree", sort=False).agg(count=("row", "size"), distance=("distance", "first"), row=("row", "first")).reset_index()
-    out["frequency"], out["original"] = out["count"] / len(y), out["tree"] == tree_text(loo.model)
+    both = lambda m: (tree_text(m, digits=17), tree_text(m))
+    exact, text = np.array([both(loo.model)] * len(y), dtype=object).T
+    for i in np.flatnonzero(loo.distance > 0): exact[i], text[i] = both(_without_rows(loo.model, X, y, None, [i]))
+    frame = pd.DataFrame({"exact": exact, "tree": text, "distance": loo.distance, "row": np.arange(len(y))})
+    out = frame.groupby("exact", sort=False).agg(count=("row", "size"), distance=("distance", "first"), row=("row", "first"), tree=("tree", "first")).reset_index()
+    out["frequency"], out["original"] = out["count"] / len(y), out["exact"] == both(loo.model)[0]
     order = ["count", "frequency", "distance", "row", "original", "tree"]
     return out.sort_values("count", ascending=False, kind="stable")[order].reset_index(drop=True)
 
