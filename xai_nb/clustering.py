@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numba import njit
-from scipy.cluster.hierarchy import dendrogram, fcluster
+from scipy.cluster.hierarchy import fcluster
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
-from sklearn.base import BaseEstimator, ClusterMixin, clone
+from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import BisectingKMeans
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions

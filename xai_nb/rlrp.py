@@ -11,7 +11,7 @@ import copy
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .core import NonFiniteError, Target, UnsupportedOp, check_finite, eval_mode, resolve_target
+from .core import Target, UnsupportedOp, check_finite, eval_mode, resolve_target
 from .metrics import spearman
 
 # %% ../nbs/20_rlrp.ipynb #842b751d
