@@ -101,8 +101,7 @@ class Outer:
         if self.left.dtype == torch.int64: return _scattered(self, out)
         n, groups, q, _ = self.left.shape
         if out is None: out = self.right.new_empty(n, groups * q * self.right.shape[2])
-        into = out.view(n, groups, q, -1)
-        for g in range(groups): torch.bmm(self.left[:, g], self.right[:, g].transpose(1, 2), out=into[:, g])
+        for left, right, into in zip(self.left.unbind(1), self.right.mT.unbind(1), out.view(n, groups, q, -1).unbind(1)): torch.bmm(left, right, out=into)
         return out
 
     def dense_left(self) -> Tensor:  # (B G q T)
@@ -172,45 +171,64 @@ def _square(t: Tensor,  # (... m)
     return torch.linalg.vector_norm(t, dim=-1).square()
 
 # %% ../nbs/50_similarity.ipynb #dc763536
+def _pads(conv: nn.Module,  # Conv1d, Conv2d or Conv3d
+         ) -> list[tuple[int, int]]:  # Before and after, for each axis
+    "How far a convolution pads its input."
+    if not isinstance(conv.padding, str): return [(p, p) for p in conv.padding]
+    totals = [d * (k - 1) if conv.padding == "same" else 0 for k, d in zip(conv.kernel_size, conv.dilation)]
+    return [(t // 2, t - t // 2) for t in totals]
+
+class _Window:
+    "What the kernel of a convolution sees at each output position: any dimension, stride, padding, dilation, groups and padding mode."
+
+    def __init__(self,
+                 conv: nn.Module,  # Conv1d, Conv2d or Conv3d
+                 x: Tensor,  # An input, (B C ...); gives shape, dtype and device
+                ):
+        n, pads = len(conv.kernel_size), _pads(conv)
+        self.mode, self.reach = conv.padding_mode, sum(reversed(pads), ())  # the last axis first, as `F.pad` wants it
+        padded = x.new_zeros(len(x), *(a + s + b for s, (a, b) in zip(x.shape[2:], pads)), x.shape[1])  # channels last: long runs to copy
+        self.input = padded[(slice(None), *(slice(a, a + s) for s, (a, _) in zip(x.shape[2:], pads)))] if self.mode == "zeros" else padded
+        seen = padded.unflatten(-1, (conv.groups, -1)).movedim(-2, 1)
+        for i, (k, s, d) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation)): seen = seen.unfold(2 + i, d * (k - 1) + 1, s)[..., ::d]
+        self.seen = seen.movedim(2 + n, -1)  # (B G positions kernel channels), a view
+        self.copy = torch.empty_like(self.seen, memory_format=torch.contiguous_format)
+        self.patches = self.copy.view(*self.seen.shape[:2], math.prod(self.seen.shape[2:2 + n]), -1).transpose(2, 3)
+        self.size, self.cuts = len(x), {}
+
+    def __call__(self,
+                 x: Tensor,  # At most as many inputs of that shape, (b C ...)
+                ) -> Tensor:  # (b G p T), p over the kernel and then over channels; overwritten by the next call
+        "Write the input into the padded memory and unfold it from there; a border of zeros stays."
+        n = x.shape[0]
+        if n not in self.cuts: self.cuts[n] = [t[:n] for t in (self.input, self.copy, self.seen, self.patches)]
+        inside, copy, seen, patches = self.cuts[n]
+        inside.copy_((x if self.mode == "zeros" else F.pad(x, self.reach, mode=self.mode)).movedim(1, -1))
+        copy.copy_(seen)
+        return patches
+
 def _patches(conv: nn.Module,  # Conv1d, Conv2d or Conv3d
              x: Tensor,  # Its input, (B C ...)
-             room: dict[str, Tensor] | None = None,  # Memory to use again
-            ) -> Tensor:  # (B G p T): what the kernel sees at each of the T output positions; p runs over the kernel, then over channels
-    "Unfold the input of a convolution of any dimension, stride, padding, dilation and padding mode."
-    pads, n = [], len(conv.kernel_size)
-    for i, (k, d) in enumerate(zip(conv.kernel_size, conv.dilation)):
-        total = d * (k - 1) if conv.padding == "same" else 0
-        both = (total // 2, total - total // 2) if isinstance(conv.padding, str) else (conv.padding[i],) * 2
-        pads = [*both, *pads]
-    if any(pads): x = F.pad(x, pads, mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode)
-    x = x.movedim(1, -1).contiguous().unflatten(-1, (conv.groups, -1)).movedim(-2, 1)  # channels last: long runs to copy
-    for i, (k, s, d) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation)): x = x.unfold(2 + i, d * (k - 1) + 1, s)[..., ::d]
-    x = x.movedim(2 + n, -1)  # (B G positions kernel channels)
-    x = x.contiguous() if room is None else _room(room, "patches", x.shape, x).copy_(x)
-    return x.view(*x.shape[:2], math.prod(x.shape[2:2 + n]), -1).transpose(2, 3)
-
-def _room(room: dict[str, Tensor],  # Memory by name
-          key: str,  # Name
-          shape: Sequence[int],  # Wanted shape
-          like: Tensor,  # Gives dtype and device
-         ) -> Tensor:  # Contiguous, contents arbitrary
-    "Memory that is used again batch after batch: fresh pages cost more than the arithmetic here."
-    size = math.prod(shape)
-    if key not in room or room[key].numel() < size: room[key] = like.new_empty(size)
-    return room[key][:size].view(shape)
+             room: dict[Any, Any] | None = None,  # Windows to use again: fresh pages cost more than the arithmetic here
+            ) -> Tensor:  # (B G p T): what the kernel sees at each of the T output positions
+    "Unfold the input of a convolution; that of a single point is unfolded already."
+    if math.prod((*conv.kernel_size, *conv.stride)) == 1 and not any(map(any, _pads(conv))): return x.unflatten(1, (conv.groups, -1)).flatten(3)
+    room, key = {} if room is None else room, (conv, x.shape[1:])
+    if key not in room or room[key].size < x.shape[0]: room[key] = _Window(conv, x)
+    return room[key](x)
 
 def _fold(t: Tensor,  # (B*r G d T): r calls' worth of rows per example, in example order
           n: int,  # B
          ) -> Tensor:  # (B G d r*T)
     "Bring rows back to examples: the calls are laid side by side along T."
-    return t if len(t) == n else t.unflatten(0, (n, -1)).permute(0, 2, 3, 1, 4).flatten(3)
+    return t if t.shape[0] == n else t.unflatten(0, (n, -1)).permute(0, 2, 3, 1, 4).flatten(3)
 
 # %% ../nbs/50_similarity.ipynb #89bad74b
 def _linear_weight(m: nn.Linear,  # The module
                    a: Tensor,  # Its input, (B*r ...)
                    d: Tensor,  # Gradient at its output, (B*r ...)
                    n: int,  # B
-                   room: dict[str, Tensor] | None,  # Not needed here
+                   room: dict[Any, Any] | None,  # Not needed here
                   ) -> Outer:  # Factors
     "Linear: inputs (B T p) and output gradients (B T q)."
     a, d = a.reshape(n, -1, m.in_features).transpose(1, 2), d.reshape(n, -1, m.out_features).transpose(1, 2)
@@ -218,18 +236,18 @@ def _linear_weight(m: nn.Linear,  # The module
 
 def _conv_weight(m: nn.Module,  # The module
                  a: Tensor,  # Its input, (B*r C ...)
-                 d: Tensor,  # Gradient at its output, (B*r C' ...)
+                 d: Tensor,  # Gradient at its output, (B*r G q T)
                  n: int,  # B
-                 room: dict[str, Tensor] | None,  # Memory to use again, for patches
+                 room: dict[Any, Any] | None,  # Memory to use again, for patches
                 ) -> Outer:  # Factors
     "Convolution: a Linear on patches, group by group."
-    return Outer(_fold(d.flatten(2).unflatten(1, (m.groups, -1)), n), _fold(_patches(m, a, room), n), m.out_channels // m.groups, kernel=math.prod(m.kernel_size))
+    return Outer(_fold(d, n), _fold(_patches(m, a, room), n), m.out_channels // m.groups, kernel=math.prod(m.kernel_size))
 
 def _embedding_weight(m: nn.Embedding,  # The module
                       a: Tensor,  # Its input, (B*r ...) integers
                       d: Tensor,  # Gradient at its output, (B*r ... e)
                       n: int,  # B
-                      room: dict[str, Tensor] | None,  # Not needed here
+                      room: dict[Any, Any] | None,  # Not needed here
                      ) -> Outer:  # Factors
     "Embedding: the gradient of row v sums over the positions that hold token v, the padding token excepted."
     a, d = a.reshape(n, -1), d.reshape(n, -1, m.embedding_dim)
@@ -237,13 +255,13 @@ def _embedding_weight(m: nn.Embedding,  # The module
     return Outer(a.long(), d.transpose(1, 2)[:, None], m.num_embeddings)
 
 # %% ../nbs/50_similarity.ipynb #853f26ef
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CONVS, _BATCH_NORMS = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 def _norm_weight(m: nn.Module,  # BatchNorm, LayerNorm, GroupNorm or RMSNorm
                  a: Tensor,  # Its input, (B*r ...)
                  d: Tensor,  # Gradient at its output, (B*r ...)
                  n: int,  # B
-                 room: dict[str, Tensor] | None,  # Not needed here
+                 room: dict[Any, Any] | None,  # Not needed here
                 ) -> Tensor:  # (B m)
     "Normalisation: the weight multiplies the normalised input."
     if isinstance(m, nn.LayerNorm): z = F.layer_norm(a, m.normalized_shape, None, None, m.eps)
@@ -263,8 +281,8 @@ def _summed(m: nn.Module,  # The module
     per_call = d.flatten(2).sum(2) if d.ndim > 2 else d
     return per_call if len(d) == n else per_call.unflatten(0, (n, -1)).sum(1)
 
-_WEIGHTS = {nn.Linear: _linear_weight, nn.Conv1d: _conv_weight, nn.Conv2d: _conv_weight, nn.Conv3d: _conv_weight, nn.Embedding: _embedding_weight,
-            nn.LayerNorm: _norm_weight, nn.GroupNorm: _norm_weight, nn.RMSNorm: _norm_weight, **dict.fromkeys(_BATCH_NORMS, _norm_weight)}
+_WEIGHTS = {nn.Linear: _linear_weight, nn.Embedding: _embedding_weight, **dict.fromkeys(_CONVS, _conv_weight),
+            **dict.fromkeys((nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *_BATCH_NORMS), _norm_weight)}
 
 # %% ../nbs/50_similarity.ipynb #f2c12558
 @dataclass
@@ -280,17 +298,27 @@ class _Use:
         "Tensor hook: keep the gradient."
         self.d = grad.detach()
 
-    def part(self,
-             local: str,  # "weight" or "bias"
-             n: int,  # B
-             examples: slice = slice(None),  # Which of the n
-             room: dict[str, Tensor] | None = None,  # Memory to use again
-            ) -> Any:  # `Outer` or dense (b m)
-        "Gradient of one parameter from this call, for some of the examples."
-        calls, count = len(self.d) // n, len(range(n)[examples])
-        rows = slice(range(n)[examples].start * calls, range(n)[examples].stop * calls)
-        a, d = self.a[rows], self.d[rows]
-        return _summed(self.module, d, count) if local == "bias" else _WEIGHTS[type(self.module)](self.module, a, d, count, room)
+    def parts(self,
+              local: str,  # "weight" or "bias"
+              n: int,  # B
+              step: int,  # Examples in a part, b
+              room: dict[Any, Any] | None = None,  # Memory to use again: a part is then overwritten by the next one
+             ) -> Iterator[Any]:  # `Outer` or dense (b m)
+        "Gradient of one parameter from this call, some examples at a time."
+        calls, d = self.d.shape[0] // n, self.d
+        if local == "weight" and isinstance(self.module, _CONVS): d = d.flatten(2).unflatten(1, (self.module.groups, -1))
+        for a, d in zip(self.a.split(calls * step), d.split(calls * step)):
+            count = d.shape[0] // calls
+            yield _summed(self.module, d, count) if local == "bias" else _WEIGHTS[type(self.module)](self.module, a, d, count, room)
+
+class _Anchored(torch.autograd.Function):
+    "Make a result that depends on no leaf depend on one, without a copy; the leaf's gradient means nothing."
+
+    @staticmethod
+    def forward(ctx, out, anchor): return out.detach()
+
+    @staticmethod
+    def backward(ctx, grad): return None, grad.new_zeros(())
 
 @contextmanager
 def _tapping(modules: Sequence[nn.Module],  # Modules to watch
@@ -301,7 +329,7 @@ def _tapping(modules: Sequence[nn.Module],  # Modules to watch
         a = (args or tuple(kwargs.values()))[0].detach()
         if not out.requires_grad:
             anchors.append(torch.zeros((), dtype=out.dtype, device=out.device, requires_grad=True))
-            out = out + anchors[-1]
+            out = _Anchored.apply(out, anchors[-1])
         uses.append(_Use(module, a))
         out.register_hook(uses[-1].catch)
         return out
@@ -361,7 +389,7 @@ def _laid_out(x: Tensor,  # Inputs, (B ...)
     return torch.empty_like(x, memory_format=layout).copy_(x) if layout == torch.channels_last else x
 
 # %% ../nbs/50_similarity.ipynb #8f09ae76
-def _merge(parts: list,  # `Outer` or dense (B m), one for each use of the parameter
+def _merge(parts: Sequence,  # `Outer` or dense (B m), one for each use of the parameter
           ) -> Any:  # One of the same kind
     "Several uses of one parameter: factors are laid side by side along the positions, dense gradients are added."
     if len(parts) == 1: return parts[0]
@@ -385,7 +413,7 @@ def _whole_part(users: list[tuple[_Use, str]],  # Calls of one parameter
                 n: int,  # B
                ) -> Any:  # `Outer` or dense (B m)
     "The gradient of one parameter, all examples at once."
-    return _merge([u.part(local, n) for u, local in users])
+    return _merge([next(u.parts(local, n, n)) for u, local in users])
 
 # %% ../nbs/50_similarity.ipynb #73ffeb05
 @dataclass(frozen=True)
@@ -512,13 +540,69 @@ def _vmap_gradients(model: nn.Module,  # Model to explain
     except RuntimeError: return loop_gradients(model, x, y, loss, names)
 
 # %% ../nbs/50_similarity.ipynb #fc49c481
-def _room_for(cov: Coverage,  # What `coverage` found
-              ghost: frozenset[str],  # Weights kept as factors
-              n: int,  # Rows
-              like: Tensor,  # Gives dtype and device
-             ) -> dict[str, Tensor]:  # Parameter made explicit -> (n m), uninitialised
-    "A matrix for the explicit gradients of each parameter: contiguous, so that batched products can write to it."
-    return {p: like.new_empty(n, cov.size[p]) for p in cov.names if p not in ghost and not _taken_along(p, cov, ghost)}
+class _Batch:
+    "One forward and one backward; the gradients are made parameter by parameter from what was recorded."
+
+    def __init__(self,
+                 model: nn.Module,  # Model to explain
+                 cov: Coverage,  # What `coverage` found
+                 ghost: frozenset[str],  # Weights kept as factors
+                 x: Tensor,  # Inputs, (B ...)
+                 y: Tensor,  # Labels or targets
+                 loss: Loss,  # See `loss_terms`
+                 room: dict[Any, Any] | None = None,  # Memory for what is between, used again by the next batch
+                ):
+        self.cov, self.ghost, self.room = cov, ghost, {} if room is None else room
+        names = {n: p for n, p in model.named_parameters() if n in cov.how}
+        uses, self.factor, self.output = _record(model, _tapped(model, names), x, y, loss, cov.layout)
+        self.owners = _owners(uses, {id(p): n for n, p in names.items() if cov.how[n] in ("outer", "dense")})
+        if odd := [n for n in cov.names if cov.how[n] != "vmap" and len(self.owners.get(n, ())) != cov.calls[n]]:
+            raise LayerError(f"{odd} took part in another number of calls than in the probe; models whose layers depend on the batch are not supported")
+        rest = [n for n, how in cov.how.items() if how == "vmap"]
+        self.slow = _vmap_gradients(model, x, y, loss, rest) if rest else {}
+        self.names = [n for n in cov.names if not _taken_along(n, cov, ghost)]
+
+    def part(self,
+             name: str,  # Parameter
+             out: Tensor | None = None,  # Memory for an explicit gradient, (B m); None: new
+            ) -> tuple[Any, Tensor]:  # `Outer` or (B m), and squared norms (B,)
+        "Gradients of one parameter in the cheaper form."
+        if name in self.ghost:
+            part = replace(_whole_part(self.owners[name], len(self.factor)), bias=_taken_along(name[:-6] + "bias", self.cov, self.ghost))
+            return part, ghost_norm2(part)
+        if out is None: out = self.factor.new_empty(len(self.factor), self.cov.size[name])
+        return out, _square(out.copy_(self.slow[name])) if name in self.slow else self._write(name, out)
+
+    def passing(self,
+                name: str,  # Parameter
+               ) -> tuple[Any, Tensor]:  # The same; explicit gradients are overwritten by the next call
+        "The same, in memory that all parameters share."
+        if name in self.ghost: return self.part(name)
+        n, size = len(self.factor), self.cov.size
+        if len(self.room.get("rows", ())) < (need := n * max(size[p] for p in self.names)): self.room["rows"] = self.factor.new_empty(need)
+        return self.part(name, self.room["rows"][:n * size[name]].view(n, -1))
+
+    def _write(self,
+               name: str,  # Parameter
+               out: Tensor,  # (B m), where the gradients go
+              ) -> Tensor:  # (B,), squared norms
+        "A few examples at a time, so that patches and products stay in the cache."
+        users, n, step, norm = self.owners[name], len(out), _step(self.cov, name, out), []
+        parts = zip(*(u.parts(local, n, step, self.room if len(users) == 1 else None) for u, local in users))
+        for to, made in zip(out.split(step), map(_merge, parts)):
+            norm.append(torch.linalg.vector_norm(made.explicit(to) if isinstance(made, Outer) else to.copy_(made), dim=1))
+        return torch.cat(norm).square()
+
+# %% ../nbs/50_similarity.ipynb #80e751b2
+def _step(cov: Coverage,  # Shapes of the weights
+          name: str,  # Parameter
+          out: Tensor,  # (B m), where its gradients go
+          cache: int = 2**20,  # Bytes
+         ) -> int:  # Examples at a time: what fits into the cache of a CPU core, all of them elsewhere
+    "How many examples' factors are worked on at once."
+    if name not in cov.shape or out.device.type != "cpu": return len(out)
+    g, q, p, t = cov.shape[name]
+    return max(1, cache // (g * (p * (q + t) + q * t) * out.element_size()))
 
 def _taken_along(name: str,  # Parameter
                  cov: Coverage,  # What `coverage` found
@@ -528,64 +612,28 @@ def _taken_along(name: str,  # Parameter
     weight = name[:-4] + "weight"
     return name.rpartition(".")[2] == "bias" and weight in ghost and cov.calls.get(name) == cov.calls.get(weight) == 1
 
+# %% ../nbs/50_similarity.ipynb #6b99821c
 @dataclass(frozen=True)
 class _Tile:
-    "Gradients of some examples, each parameter in the cheaper of two forms."
-    rows: dict[str, Tensor]  # Parameter -> explicit gradients, (B m)
-    ghosts: dict[str, Outer]  # Weight -> factors
+    "Gradients of some examples, each parameter in the cheaper of two forms, all in memory."
+    parts: dict[str, Any]  # Parameter -> `Outer` or explicit gradients (B m)
     norm2: dict[str, Tensor]  # Parameter -> squared norms, (B,)
     factor: Tensor  # (B,), loss gradient = factor * stored gradient
     output: Tensor  # Model output, (B ...)
 
-# %% ../nbs/50_similarity.ipynb #80e751b2
-def _tile(model: nn.Module,  # Model to explain
-          cov: Coverage,  # What `coverage` found
-          ghost: frozenset[str],  # Weights kept as factors
-          x: Tensor,  # Inputs, (B ...)
-          y: Tensor,  # Labels or targets
-          loss: Loss,  # See `loss_terms`
-          rows: dict[str, Tensor] | None = None,  # Parameter -> matrix to write to, (B m); None: new ones
-          room: dict[str, Tensor] | None = None,  # Memory for what is between, used again by the next call
-         ) -> _Tile:
-    "One forward, one backward; each gradient is made explicit once and kept for every pair it enters."
-    names = {n: p for n, p in model.named_parameters() if n in cov.how}
-    uses, factor, output = _record(model, _tapped(model, names), x, y, loss, cov.layout)
-    owners = _owners(uses, {id(p): n for n, p in names.items() if cov.how[n] in ("outer", "dense")})
-    if odd := [n for n in cov.names if cov.how[n] != "vmap" and len(owners.get(n, ())) != cov.calls[n]]:
-        raise LayerError(f"{odd} took part in another number of calls than in the probe; models whose layers depend on the batch are not supported")
-    rows, room = _room_for(cov, ghost, len(x), factor) if rows is None else rows, {} if room is None else room
-    ghosts, norm2 = {n: replace(_whole_part(owners[n], len(x)), bias=_taken_along(n[:-6] + "bias", cov, ghost)) for n in ghost}, {}
-    rest = [n for n, how in cov.how.items() if how == "vmap"]
-    slow = _vmap_gradients(model, x, y, loss, rest) if rest else {}
-    for n, out in rows.items():
-        if n in slow: norm2[n] = _square(out.copy_(slow[n]))
-        else: norm2[n] = _write_rows(owners[n], len(x), out, _step(cov, n, out), room)
-    return _Tile(rows, ghosts, norm2 | {n: ghost_norm2(p) for n, p in ghosts.items()}, factor, output)
-
-# %% ../nbs/50_similarity.ipynb #6b99821c
-def _write_rows(users: list[tuple[_Use, str]],  # Calls of one parameter
-                n: int,  # B
-                out: Tensor,  # (B m), where the gradients go
-                step: int,  # Examples at a time
-                room: dict[str, Tensor],  # Memory for patches
-               ) -> Tensor:  # (B,), squared norms
-    "Gradients of one parameter, a few examples at a time, so that patches and products stay in the cache."
-    norm2 = []
-    for i in range(0, n, step):
-        some, to = slice(i, min(n, i + step)), out[i:i + step]
-        part = _merge([u.part(local, n, some, room if len(users) == 1 else None) for u, local in users])
-        norm2.append(_square(part.explicit(to) if isinstance(part, Outer) else to.copy_(part)))
-    return torch.cat(norm2)
-
-def _step(cov: Coverage,  # Shapes of the weights
-          name: str,  # Parameter
-          out: Tensor,  # (B m), where its gradients go
-          cache: int = 2**21,  # Bytes
-         ) -> int:  # Examples at a time: what fits into the cache of a CPU core, all of them elsewhere
-    "How many examples' factors are worked on at once."
-    if name not in cov.shape or out.device.type != "cpu": return len(out)
-    g, q, p, t = cov.shape[name]
-    return max(1, cache // (g * (p * (q + t) + q * t) * out.element_size()))
+def _tile(batches: Iterator[_Batch],  # Recorded batches, one at a time
+          n: int,  # Their examples
+         ) -> _Tile:  # Gradients of all of them
+    "Every gradient is made once and kept for the pairs it enters, the explicit ones in one matrix for each parameter."
+    rows, made, factor, output, at = {}, [], [], [], 0
+    for b in batches:
+        rows = rows or {p: b.factor.new_empty(n, b.cov.size[p]) for p in b.names if p not in b.ghost}
+        made.append({p: b.part(p, rows[p][at:at + len(b.factor)] if p in rows else None) for p in b.names})
+        factor, output, at = [*factor, b.factor], [*output, b.output], at + len(b.factor)
+        del b  # what it recorded is not held while the next one runs
+    join = lambda parts: replace(parts[0], left=torch.cat([p.left for p in parts]), right=torch.cat([p.right for p in parts]))
+    parts = {p: rows[p] if p in rows else join([m[p][0] for m in made]) for p in made[0]}
+    return _Tile(parts, {p: torch.cat([m[p][1] for m in made]) for p in parts}, torch.cat(factor), torch.cat(output))
 
 # %% ../nbs/50_similarity.ipynb #7d5cd306
 def example_gradients(model: nn.Module,  # Model to explain
@@ -599,8 +647,8 @@ def example_gradients(model: nn.Module,  # Model to explain
     "Per-example gradients of a small batch, explicit by default: the loss gradient is factor times the returned one."
     cov = coverage(model, x[:2], y[:2], loss, parameters, on_missing)
     ghost = frozenset(cov.shape) if factors else frozenset()
-    tile = _tile(model, cov, ghost, x, y, loss)
-    return tile.ghosts | {n: _as_stored(tile.rows[n], *cov.kernel.get(n, (1, 1))) for n in tile.rows}, tile.factor
+    batch = _Batch(model, cov, ghost, x, y, loss)
+    return {n: batch.part(n)[0] if n in ghost else _as_stored(batch.part(n)[0], *cov.kernel.get(n, (1, 1))) for n in batch.names}, batch.factor
 
 # %% ../nbs/50_similarity.ipynb #9c0d9608
 def plan_ghosts(cov: Coverage,  # Shapes of the weights
@@ -631,11 +679,12 @@ def plan_tiles(cov: Coverage,  # Shapes of the weights
               ) -> TilePlan:  # Raises ValueError if one example does not fit
     "Fit a resident tile of test gradients and a streamed batch of training gradients into the budget."
     if batch_size < 1: raise ValueError(f"batch_size is {batch_size}, expected a positive number")
-    kept = sum((cov.shape[n][0] * (cov.shape[n][1] + cov.shape[n][2]) * cov.shape[n][3]) if n in ghost else cov.size[n] for n in cov.names)
-    work = max([g * t * (p + q) + (0 if n in ghost else g * p * q) for n, (g, q, p, t) in cov.shape.items()], default=0)
-    row, once = kept * itemsize, (3 * cov.activation + 2 * work + kept) * itemsize
+    kept = {n: (cov.shape[n][0] * (cov.shape[n][1] + cov.shape[n][2]) * cov.shape[n][3]) if n in ghost else cov.size[n] for n in cov.names}
+    work = max([g * t * (p + q) for g, q, p, t in cov.shape.values()], default=0)
+    row, once = sum(kept.values()) * itemsize, (3 * cov.activation + 2 * work + max(kept.values())) * itemsize
     if row + once > memory: raise ValueError(f"memory={memory} bytes is too small: one example needs {row + once}; raise memory or narrow parameters")
     batch = max(1, min(batch_size, max(n_test, n_train), memory // (4 * once)))
+    batch = min(batch, 16 * math.ceil(n_train / math.ceil(n_train / batch) / 16))  # no short batch at the end, and what a matrix product likes
     return TilePlan(max(1, min(n_test, (memory - batch * once) // (row + 8 * batch))), batch, row, once)
 
 # %% ../nbs/50_similarity.ipynb #47082cef
@@ -690,12 +739,17 @@ class Gram:
               ) -> Tensor:  # (B_test B_train), larger is more similar; "gc" in [-1, 1], 0 where a gradient is zero
         "Gradient cosine, inner product of loss gradients, minus their distance, the inner product without the scales, or the mean of layer cosines."
         a, b = self.test_factor[:, None], self.train_factor[None]
-        if name == "gc": return self.dot / _safe(self.test_norm[:, None]) / _safe(self.train_norm)
+        if name == "gc": return (self.dot / _safe(self.test_norm[:, None])).div_(_safe(self.train_norm))
         if name == "gd": return self.dot * a * b
         if name == "margin_dot": return self.dot
         if name == "grad_l2": return -((a * self.test_norm[:, None])**2 + (b * self.train_norm[None])**2 - 2 * a * b * self.dot).clamp_min(0).sqrt()
         if name == "layer_mean" and self.layer_cosine is not None: return self.layer_cosine
         raise ValueError(f"metric is {name!r}; use 'gc', 'gd', 'grad_l2', 'margin_dot' or 'layer_mean' (the last only if asked for)")
+
+def _unit(rows: Tensor,  # (B m)
+         ) -> Tensor:  # (B m), norm 1, or 0 where a row is zero
+    "Every row divided by its own norm."
+    return rows / _safe(rows.norm(dim=1, keepdim=True))
 
 def _safe(x: Tensor,  # Non-negative
          ) -> Tensor:  # The same, with infinity for zero, so that a division by it gives 0
@@ -723,37 +777,13 @@ def gradient_gram(model: nn.Module,  # Model to explain, its parameters with req
     cov = coverage(model, *_take(train, range(min(2, m)), device), loss, parameters, on_missing)
     plan = plan_tiles(cov, ghost := plan_ghosts(cov, n, m), n, m, memory, batch_size, next(model.parameters()).element_size())
     out = _Sums(n, m, layer_mean, cov)
-    room, like = {}, next(model.parameters())
-    stream = _room_for(cov, ghost, min(plan.batch, m), like)
-    make = lambda x, y, rows: _tile(model, cov, ghost, x, y, loss, rows, room)
+    room = {}
+    record = lambda x, y: _Batch(model, cov, ghost, x, y, loss, room)
     for lo in range(0, n, plan.test_rows):
         hi = min(n, lo + plan.test_rows)
-        tile = _resident_tile(make, _room_for(cov, ghost, hi - lo, like), _batches(test, lo, hi, plan.batch, device))
-        for j, x, y in _batches(train, 0, m, plan.batch, device, progress):
-            out.add(lo, tile, j, make(x, y, _some_rows(stream, 0, len(x))))
+        tile = _tile((record(x, y) for _, x, y in _batches(test, lo, hi, plan.batch, device)), hi - lo)
+        for j, x, y in _batches(train, 0, m, plan.batch, device, progress): out.add(lo, tile, j, record(x, y))
     return out.finish()
-
-# %% ../nbs/50_similarity.ipynb #153d8bc5
-def _some_rows(rows: dict[str, Tensor],  # Parameter -> matrix
-               start: int,  # First row
-               stop: int,  # One past the last
-              ) -> dict[str, Tensor]:  # Views
-    "Some rows of every matrix."
-    return {g: t[start:stop] for g, t in rows.items()}
-
-def _resident_tile(make: Callable,  # (x, y, rows) -> _Tile
-                   rows: dict[str, Tensor],  # Where the explicit gradients go
-                   batches: Iterator[tuple[int, Tensor, Tensor]],  # Position, inputs, labels
-                  ) -> _Tile:  # Gradients of all of them
-    "Gradients of a tile, made batch by batch, the explicit ones in place."
-    tiles, at = [], 0
-    for _, x, y in batches:
-        tiles.append(make(x, y, _some_rows(rows, at, at + len(x))))
-        at += len(x)
-    if len(tiles) == 1: return tiles[0]
-    ghosts = {n: replace(p, left=torch.cat([t.ghosts[n].left for t in tiles]), right=torch.cat([t.ghosts[n].right for t in tiles])) for n, p in tiles[0].ghosts.items()}
-    norm2 = {n: torch.cat([t.norm2[n] for t in tiles]) for n in tiles[0].norm2}
-    return _Tile(rows, ghosts, norm2, torch.cat([t.factor for t in tiles]), torch.cat([t.output for t in tiles]))
 
 # %% ../nbs/50_similarity.ipynb #b0ba95b5
 class _Sums:
@@ -772,19 +802,21 @@ class _Sums:
             i: int,  # First test row
             a: _Tile,  # Test gradients
             j: int,  # First training row
-            b: _Tile,  # Training gradients
+            b: _Batch,  # Training examples; each parameter's gradients are made, multiplied and forgotten
            ) -> None:
-        "Add one block of pairs; layer by layer if the layers' cosines are asked for."
+        "Add one block of pairs; the layers' cosines too if they are asked for."
         if self.dot is None: self._start(a.factor)
         at, total = (slice(i, i + len(a.factor)), slice(j, j + len(b.factor))), [0, 0]
         layer = lambda name: name.rpartition(".")[0] if self.layer_mean else ""
-        for g in dict.fromkeys(map(layer, a.norm2)):
-            names = [n for n in a.norm2 if layer(n) == g]
-            norms = [sum(t.norm2[n] for n in names) for t in (a, b)]
+        for g in dict.fromkeys(map(layer, a.parts)):
+            block, norms = torch.zeros_like(self.dot[at]) if self.layer_mean else self.dot[at], [0, 0]
+            for n in [n for n in a.parts if layer(n) == g]:
+                part, norm2 = b.passing(n)
+                _add_products(block, a.parts[n], part)
+                norms = [norms[0] + a.norm2[n], norms[1] + norm2]
             if self.layer_mean:
-                self.dot[at] += (part := _add_products(torch.zeros_like(self.dot[at]), a, b, names))
-                self.mean[at] += part / _safe((norms[0][:, None] * norms[1]).sqrt()) / self.n_layers
-            else: _add_products(self.dot[at], a, b, names)
+                self.dot[at] += block
+                self.mean[at] += block / _safe((norms[0][:, None] * norms[1]).sqrt()) / self.n_layers
             total = [s + v for s, v in zip(total, norms)]
         for side, t in enumerate((a, b)): self.norm[side][at[side]], self.factor[side][at[side]] = total[side].sqrt(), t.factor
 
@@ -804,14 +836,12 @@ class _Sums:
         return Gram(self.dot, self.mean, *self.norm, *self.factor, self.cov)
 
 def _add_products(out: Tensor,  # (B1 B2), added to
-                  a: _Tile,  # B1 examples
-                  b: _Tile,  # B2 examples
-                  names: Sequence[str],  # Parameters
+                  a: Any,  # `Outer` or (B1 m)
+                  b: Any,  # The same parameter in the same form, B2 examples
                  ) -> Tensor:  # `out`
-    "Inner products of the gradients of some parameters: a matrix product for what is explicit, or the factors."
-    for n in names:
-        if n in a.rows: out.addmm_(a.rows[n], b.rows[n].T)
-        else: out += ghost_inner(a.ghosts[n], b.ghosts[n])
+    "Inner products of the gradients of one parameter: from the factors, or a matrix product for what is explicit."
+    if isinstance(a, Outer): out += ghost_inner(a, b)
+    else: out.addmm_(a, b.T)
     return out
 
 # %% ../nbs/50_similarity.ipynb #18b4759f
@@ -836,14 +866,12 @@ def last_layer_cosine(model: nn.Module,  # Classifier that ends in an nn.Linear 
                       batch_size: int = 512,  # Examples in one forward
                      ) -> Tensor:  # (B_test B_train)
     "Gradient similarity of the last layer as a product of two small kernels: no backward, no gradients."
-    (h1, r1, a1), (h2, r2, a2) = (_last_states(model, data, loss, batch_size) for data in (test, train))
-    features, residuals = h1 @ h2.T + 1, r1 @ r2.T
-    if metric == "residual": return residuals / _safe(r1.norm(dim=1)[:, None] * r2.norm(dim=1))
-    if metric == "margin_dot": return features * residuals
-    if metric == "gd": return features * residuals * a1[:, None] * a2
-    if metric != "gc": raise ValueError(f"metric is {metric!r}; use 'gc', 'gd', 'margin_dot' or 'residual'")
-    n1, n2 = (((h.square().sum(1) + 1).sqrt() * r.norm(dim=1)) for h, r in ((h1, r1), (h2, r2)))
-    return features.mul_(residuals).div_(_safe(n1[:, None] * n2))
+    (h1, r1, a1), (h2, r2, a2) = ((F.pad(h, (0, 1), value=1.0), r, a) for h, r, a in _last_states(model, loss, batch_size, test, train))
+    if metric == "residual": return _unit(r1) @ _unit(r2).T
+    if metric == "gc": return (_unit(h1) @ _unit(h2).T).mul_(_unit(r1) @ _unit(r2).T)
+    if metric == "margin_dot": return (h1 @ h2.T).mul_(r1 @ r2.T)
+    if metric == "gd": return (h1 @ h2.T).mul_((a1[:, None] * r1) @ (a2[:, None] * r2).T)
+    raise ValueError(f"metric is {metric!r}; use 'gc', 'gd', 'margin_dot' or 'residual'")
 
 # %% ../nbs/50_similarity.ipynb #d1cb55db
 def _last_linear(model: nn.Module,  # Classifier
@@ -854,25 +882,34 @@ def _last_linear(model: nn.Module,  # Classifier
     return linear[-1]
 
 def _last_states(model: nn.Module,  # Classifier
-                 data: Examples,  # Examples
                  loss: Loss,  # See `loss_terms`
                  batch_size: int,  # Examples in one forward
-                ) -> tuple[Tensor, Tensor, Tensor]:  # Inputs of the last layer (B p), direction residuals (B K), factors (B,)
+                 *sets: Examples,  # One or more sets of examples
+                ) -> list[tuple[Tensor, Tensor, Tensor]]:  # For each set: inputs of the last layer (B p), direction residuals (B K), factors (B,)
     "What the gradient of the last layer is made of."
-    box, rows, last = [], [], _last_linear(model)
-    layout = _picture_layout(model, _take(data, range(min(2, _size(data))), last.weight.device)[0])
+    box, states, last = [], [], _last_linear(model)
+    layout = _picture_layout(model, _take(sets[0], range(min(2, _size(sets[0]))), last.weight.device)[0])
     handle = last.register_forward_hook(lambda m, args, out: box.append((args[0].detach(), out.detach())))
     try:
         with torch.no_grad(), eval_mode(model):
-            for _, x, y in _batches(data, 0, _size(data), batch_size, last.weight.device):
-                box.clear(); out = unwrap_output(model(_laid_out(x, layout)))
-                if len(box) != 1 or box[0][1].shape != out.shape: raise LayerError("the last nn.Linear must run once and give the model's output")
-                with torch.enable_grad():
-                    free = out.detach().clone().requires_grad_()
-                    terms, factor = loss_terms(loss, free, y)
-                    rows.append((box[0][0], torch.autograd.grad(terms.sum(), free)[0], factor))
+            for data in sets:
+                rows = []
+                for _, x, y in _batches(data, 0, _size(data), batch_size, last.weight.device):
+                    box.clear(); out = unwrap_output(model(_laid_out(x, layout)))
+                    if len(box) != 1 or box[0][1].shape != out.shape: raise LayerError("the last nn.Linear must run once and give the model's output")
+                    rows.append((box[0][0], *_output_gradient(loss, out, y)))
+                states.append(tuple(torch.cat(t) for t in zip(*rows)))
     finally: handle.remove()
-    return tuple(torch.cat(t) for t in zip(*rows))
+    return states
+
+def _output_gradient(loss: Loss,  # See `loss_terms`
+                     output: Tensor,  # Model output, (B ...)
+                     y: Tensor,  # Labels or targets
+                    ) -> tuple[Tensor, Tensor]:  # Gradient of the direction term in the output (B ...), factor (B,)
+    "Where every backward starts."
+    with torch.enable_grad():
+        terms, factor = loss_terms(loss, free := output.detach().clone().requires_grad_(), y)
+        return torch.autograd.grad(terms.sum(), free)[0], factor
 
 # %% ../nbs/50_similarity.ipynb #b3a964e5
 def similarity(a: Tensor,  # Features of the queries, (B_test D)
@@ -916,7 +953,7 @@ def last_layer_gradients(model: nn.Module,  # Classifier that ends in an nn.Line
                          batch_size: int = 512,  # Examples in one forward
                         ) -> tuple[Tensor, Tensor, Tensor]:  # Cross-entropy gradients (B K*(p+1)), inputs with a one (B p+1), probabilities (B K); float64
     "Gradients of the cross-entropy in the weights and bias of the last layer."
-    h, r, factor = (t.double() for t in _last_states(model, data, "ce", batch_size))
+    h, r, factor = (t.double() for t in _last_states(model, "ce", batch_size, data)[0])
     label = torch.cat([y for _, _, y in _batches(data, 0, _size(data), batch_size, h.device)])
     p = r * factor[:, None]
     g = torch.einsum("bk,bp->bkp", p, h1 := torch.cat([h, h.new_ones(len(h), 1)], 1)).flatten(1)
@@ -1516,9 +1553,9 @@ class GradientIndex:
                   y: Tensor,  # Labels
                  ) -> tuple[Tensor, Tensor]:  # Unit rows (B width) float32, model output
         "Sketch of the gradients, divided by its own norm: the cosine of two sketches varies as (1 - rho^2)^2 / k."
-        tile = _tile(self.model, self.cov, self.ghost, x, y, self.loss)
-        s = self.sketch(tile.ghosts | tile.rows).float()
-        return check_finite("the sketch", s / _safe(s.norm(dim=1, keepdim=True))), tile.output
+        batch = _Batch(self.model, self.cov, self.ghost, x, y, self.loss)
+        s = self.sketch({n: batch.part(n)[0] for n in batch.names}).float()
+        return check_finite("the sketch", _unit(s)), batch.output
 
     def _steps(self) -> list[tuple[int, int, int]]:  # (first row here, first training example, count) for each batch
         "The batches of this rank: a contiguous share of every part."
