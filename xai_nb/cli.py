@@ -241,7 +241,7 @@ def run_pages(args: argparse.Namespace,  # What the parser found
     _check_run(args)
     root = find_checkout()
     pages = find_pages(root, args.topics)
-    skipped = _skipped_flags(root, {flag for flag in ("slow", "cuda") if getattr(args, flag)})
+    skipped = _skipped_flags(root, {flag for flag in ("slow", "cuda", "peer") if getattr(args, flag)})
     env, limit = _kernel_environment(root, args.scale, args.device), args.timeout or (3600 if args.scale == "cpu" else 12 * 3600)
     args.out.mkdir(parents=True, exist_ok=True)
     runs = []
@@ -522,6 +522,7 @@ def _add_run(run: argparse.ArgumentParser,  # Parser of the sub-command
     run.add_argument("--scale", choices=["cpu", "gpu"], default=os.environ.get("XAI_NB_SCALE", "cpu"), help="size of the run: minutes on one core, or the paper's")
     run.add_argument("--slow", action="store_true", help="also cells that take minutes")
     run.add_argument("--cuda", action="store_true", help="also cells that need a GPU")
+    run.add_argument("--peer", action="store_true", help="also comparisons with the packages that `pip install -e '.[bench]'` brings")
     run.add_argument("--device", metavar="D", help="for example cuda:0; default: cpu, or a GPU at --scale gpu")
     run.add_argument("--out", type=Path, default=Path("runs"), help="folder for the executed pages; default: runs")
     run.add_argument("--inplace", action="store_true", help="also save the outputs into nbs/")

@@ -209,13 +209,15 @@ class _Window:
 
 def _patches(conv: nn.Module,  # Conv1d, Conv2d or Conv3d
              x: Tensor,  # Its input, (B C ...)
-             room: dict[Any, Any] | None = None,  # Windows to use again: fresh pages cost more than the arithmetic here
+             room: dict[str, Any] | None = None,  # Keeps the last window for the next call: fresh pages cost more than the arithmetic here
             ) -> Tensor:  # (B G p T): what the kernel sees at each of the T output positions
     "Unfold the input of a convolution; that of a single point is unfolded already."
     if math.prod((*conv.kernel_size, *conv.stride)) == 1 and not any(map(any, _pads(conv))): return x.unflatten(1, (conv.groups, -1)).flatten(3)
     room, key = {} if room is None else room, (conv, x.shape[1:])
-    if key not in room or room[key].size < x.shape[0]: room[key] = _Window(conv, x)
-    return room[key](x)
+    if room.get("key") != key or room["window"].size < x.shape[0]:
+        room.pop("window", None)
+        room["key"], room["window"] = key, _Window(conv, x)
+    return room["window"](x)
 
 def _fold(t: Tensor,  # (B*r G d T): r calls' worth of rows per example, in example order
           n: int,  # B
@@ -228,7 +230,7 @@ def _linear_weight(m: nn.Linear,  # The module
                    a: Tensor,  # Its input, (B*r ...)
                    d: Tensor,  # Gradient at its output, (B*r ...)
                    n: int,  # B
-                   room: dict[Any, Any] | None,  # Not needed here
+                   room: dict[str, Any] | None,  # Not needed here
                   ) -> Outer:  # Factors
     "Linear: inputs (B T p) and output gradients (B T q)."
     a, d = a.reshape(n, -1, m.in_features).transpose(1, 2), d.reshape(n, -1, m.out_features).transpose(1, 2)
@@ -238,7 +240,7 @@ def _conv_weight(m: nn.Module,  # The module
                  a: Tensor,  # Its input, (B*r C ...)
                  d: Tensor,  # Gradient at its output, (B*r G q T)
                  n: int,  # B
-                 room: dict[Any, Any] | None,  # Memory to use again, for patches
+                 room: dict[str, Any] | None,  # Memory to use again, for patches
                 ) -> Outer:  # Factors
     "Convolution: a Linear on patches, group by group."
     return Outer(_fold(d, n), _fold(_patches(m, a, room), n), m.out_channels // m.groups, kernel=math.prod(m.kernel_size))
@@ -247,7 +249,7 @@ def _embedding_weight(m: nn.Embedding,  # The module
                       a: Tensor,  # Its input, (B*r ...) integers
                       d: Tensor,  # Gradient at its output, (B*r ... e)
                       n: int,  # B
-                      room: dict[Any, Any] | None,  # Not needed here
+                      room: dict[str, Any] | None,  # Not needed here
                      ) -> Outer:  # Factors
     "Embedding: the gradient of row v sums over the positions that hold token v, the padding token excepted."
     a, d = a.reshape(n, -1), d.reshape(n, -1, m.embedding_dim)
@@ -261,7 +263,7 @@ def _norm_weight(m: nn.Module,  # BatchNorm, LayerNorm, GroupNorm or RMSNorm
                  a: Tensor,  # Its input, (B*r ...)
                  d: Tensor,  # Gradient at its output, (B*r ...)
                  n: int,  # B
-                 room: dict[Any, Any] | None,  # Not needed here
+                 room: dict[str, Any] | None,  # Not needed here
                 ) -> Tensor:  # (B m)
     "Normalisation: the weight multiplies the normalised input."
     if isinstance(m, nn.LayerNorm): z = F.layer_norm(a, m.normalized_shape, None, None, m.eps)
@@ -302,7 +304,7 @@ class _Use:
               local: str,  # "weight" or "bias"
               n: int,  # B
               step: int,  # Examples in a part, b
-              room: dict[Any, Any] | None = None,  # Memory to use again: a part is then overwritten by the next one
+              room: dict[str, Any] | None = None,  # Memory to use again: a part is then overwritten by the next one
              ) -> Iterator[Any]:  # `Outer` or dense (b m)
         "Gradient of one parameter from this call, some examples at a time."
         calls, d = self.d.shape[0] // n, self.d
@@ -550,7 +552,7 @@ class _Batch:
                  x: Tensor,  # Inputs, (B ...)
                  y: Tensor,  # Labels or targets
                  loss: Loss,  # See `loss_terms`
-                 room: dict[Any, Any] | None = None,  # Memory for what is between, used again by the next batch
+                 room: dict[str, Any] | None = None,  # Memory for what is between, used again by the next batch
                 ):
         self.cov, self.ghost, self.room = cov, ghost, {} if room is None else room
         names = {n: p for n, p in model.named_parameters() if n in cov.how}
