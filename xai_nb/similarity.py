@@ -43,7 +43,7 @@ def loss_terms(loss: Loss,  # "ce", "bce", "mse", or a function (output, y) -> (
     "Split the gradient of a loss into a direction that never cancels and a scale; raises ValueError on shapes that do not fit."
     if callable(loss): return _user_loss(loss, output, y), output.new_ones(len(y))
     if loss == "ce": margin = _margin(output, y)
-    elif loss == "bce": margin = (1 - 2 * y.to(output.dtype)) * _one_output(output, y)
+    elif loss == "bce": margin = (1 - 2 * y.reshape(len(y)).to(output.dtype)) * _one_output(output, y)
     elif loss == "mse": return _residual_direction(output, y)
     else: raise ValueError(f"loss is {loss!r}; use 'ce', 'bce', 'mse' or a function (output, y) -> (B,)")
     return margin, margin.detach().sigmoid()
@@ -54,6 +54,7 @@ def _margin(f: Tensor,  # Logits, (B K)
     "The margin whose gradient is softmax over the other classes minus the label's indicator."
     if f.ndim != 2 or f.shape[1] < 2: raise ValueError(f"loss 'ce' needs logits (B K) with K >= 2, got {tuple(f.shape)}; use 'bce' for one logit")
     if y.shape != f.shape[:1] or y.is_floating_point(): raise ValueError(f"loss 'ce' needs {len(f)} integer labels, got {y.dtype} {tuple(y.shape)}")
+    y = y.long()
     return f.scatter(1, y[:, None], -math.inf).logsumexp(1) - f.gather(1, y[:, None])[:, 0]
 
 # %% ../nbs/50_similarity.ipynb #88fb15b3
@@ -70,9 +71,26 @@ def _residual_direction(f: Tensor,  # Predictions, (B ...)
     "Squared error as half the squared norm: its gradient is the residual norm times the gradient along the residual's direction."
     if f.numel() != y.numel(): raise ValueError(f"loss 'mse' needs targets of shape {tuple(f.shape)}, got {tuple(y.shape)}")
     f = f.reshape(len(y), -1)
-    e = (f - y.reshape(f.shape)).detach()
+    e = (f - y.reshape(f.shape).to(f.dtype)).detach()
     norm = e.norm(dim=1)
     return (f * e / norm.clamp_min(torch.finfo(f.dtype).tiny)[:, None]).sum(1), norm
+
+def _check_labels(loss: Loss,  # See `loss_terms`
+                  output: Tensor,  # Model output, (B ...)
+                  y: Tensor,  # Labels or targets
+                 ) -> None:
+    "Raise ValueError for labels that name no class."
+    if loss not in ("ce", "bce"): return
+    top = output.shape[-1] - 1 if loss == "ce" else 1
+    wrong = (y < 0) | (y > top) if loss == "ce" else (y != 0) & (y != 1)
+    if bool(wrong.any()):
+        hint = "" if loss == "ce" else "; for soft labels pass a function (output, y) -> (B,)"
+        raise ValueError(f"labels outside 0 ... {top}: {y[wrong].unique().tolist()[:10]}{hint}")
+
+def _plain(t: Tensor,  # Inputs or labels
+          ) -> Tensor:  # The same values, detached; a copy if it was made in inference mode, since autograd refuses those
+    "A tensor that a backward pass can start from."
+    with torch.inference_mode(False): return t.clone() if t.is_inference() else t.detach()
 
 def _user_loss(loss: Callable[[Tensor, Tensor], Tensor],  # The user's function
                output: Tensor,  # Model output
@@ -328,6 +346,7 @@ def _tapping(modules: Sequence[nn.Module],  # Modules to watch
     "Record input and output gradient of every call; all hooks are gone afterwards."
     uses, anchors = [], []
     def record(module, args, kwargs, out):
+        if not torch.is_grad_enabled(): return None  # the model cuts its graph here: no gradient
         a = (args or tuple(kwargs.values()))[0].detach()
         if not out.requires_grad:
             anchors.append(torch.zeros((), dtype=out.dtype, device=out.device, requires_grad=True))
@@ -364,9 +383,8 @@ def _record(model: nn.Module,  # Model to explain
            ) -> tuple[list[_Use], Tensor, Tensor]:  # Calls, scale (B,), output
     "One forward and one backward for the whole batch."
     with _frozen(model), _tapping(modules) as (uses, anchors):
-        output = unwrap_output(model(_laid_out(x.clone() if x.is_inference() else x, layout)))
-        if loss == "ce" and bool(((y < 0) | (y >= output.shape[-1])).any()):
-            raise ValueError(f"labels outside 0 ... {output.shape[-1] - 1}: {y.unique().tolist()[:10]}")
+        output, y = unwrap_output(model(_laid_out(_plain(x), layout))), _plain(y)
+        _check_labels(loss, output, y)
         terms, factor = loss_terms(loss, output, y)
         if anchors and terms.requires_grad: torch.autograd.grad(terms.sum(), anchors, allow_unused=True)
     return [u for u in uses if u.d is not None], factor, check_finite("the model output", output.detach())
@@ -408,7 +426,7 @@ def _owners(uses: list[_Use],  # Calls of the tapped modules
     owners: dict[str, list] = {}
     for u in uses:
         for local, p in u.module._parameters.items():
-            if id(p) in names: owners.setdefault(names[id(p)], []).append((u, local))
+            if id(p) in names and local in ("weight", "bias"): owners.setdefault(names[id(p)], []).append((u, local))
     return owners
 
 def _whole_part(users: list[tuple[_Use, str]],  # Calls of one parameter
@@ -424,7 +442,8 @@ class Coverage:
     how: dict[str, str]  # Parameter name -> "outer" (factors), "dense" (small, explicit), "vmap" or "skip"
     size: dict[str, int]  # Parameter name -> number of values
     shape: dict[str, tuple[int, int, int, int]]  # Name of an "outer" weight -> (G, q, p, T)
-    calls: dict[str, int]  # Parameter -> number of module calls it takes part in, 1 but for tied weights and reused modules
+    indexed: frozenset[str]  # Those whose left factor is an index for each position (embeddings), not q numbers
+    calls: dict[str, tuple[float, ...]]  # Parameter -> rows per example in each module call it takes part in; one call but for tied weights and reused modules
     kernel: dict[str, tuple[int, int]]  # Name of a convolution's weight -> positions in its kernel, times channels
     residual: float  # Largest relative error over parameters, against one backward per example on the probe
     activation: int  # Values recorded per example in one pass, for the memory plan
@@ -435,6 +454,13 @@ class Coverage:
     def names(self) -> list[str]:  # In the model's order
         "The covered parameters."
         return [name for name, how in self.how.items() if how != "skip"]
+
+    def width(self,
+              name: str,  # Name of an "outer" weight
+             ) -> int:  # p + q, or p + 1 for an embedding
+        "Numbers that its factors keep for one position."
+        _, q, p, _ = self.shape[name]
+        return p + (1 if name in self.indexed else q)
 
     @property
     def fraction(self) -> float:  # 0 to 1
@@ -457,13 +483,13 @@ def loop_gradients(model: nn.Module,  # Model to explain
                   ) -> dict[str, Tensor]:  # Parameter name -> (B m), gradients of the direction term; the reference, slow
     "One backward per example: the plain definition that everything else is tested against."
     chosen = {n: p for n, p in model.named_parameters() if (p.requires_grad if names is None else n in names)}
-    rows = []
+    rows, x, y = [], _plain(x), _plain(y)
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
         for i in range(len(x)):
             free = {n: p.detach().requires_grad_() for n, p in chosen.items()}
             term = loss_terms(loss, unwrap_output(functional_call(model, free, (x[i:i + 1],))), y[i:i + 1])[0]
             grads = torch.autograd.grad(term.sum(), list(free.values()), allow_unused=True)
-            rows.append([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(grads, free.values())])
+            rows.append([torch.zeros_like(p).flatten() if g is None else (g.to_dense() if g.is_sparse else g).flatten() for g, p in zip(grads, free.values())])
     return {n: torch.stack([r[k] for r in rows]) for k, n in enumerate(chosen)}
 
 # %% ../nbs/50_similarity.ipynb #219f1e70
@@ -480,14 +506,18 @@ def coverage(model: nn.Module,  # Model to explain; parameters with requires_gra
     layout = _picture_layout(model, x)
     uses = _record(model, _tapped(model, names), x, y, loss, layout)[0]
     owners = _owners(uses, {id(p): n for n, p in names.items()})
-    found = {n: _whole_part(users, len(x)) for n, users in owners.items()}
-    error = _relative_errors(found, loop_gradients(model, x, y, loss, list(names)))
-    bad = [n for n in names if error.get(n, math.inf) > (1e-8 if x.dtype == torch.float64 else 1e-2)]
+    calls = {n: tuple(u.d.shape[0] / len(x) for u, _ in users) for n, users in owners.items()}
+    found = {n: _whole_part(users, len(x)) for n, users in owners.items() if all(r.is_integer() for r in calls[n])}
+    want = loop_gradients(model, x, y, loss, list(names))
+    error, zero = _relative_errors(found, want), [n for n in names if not want[n].any()]
+    if zero: warnings.warn(f"the {len(x)} examples that the gradients are checked on give none to {zero}: not used, or not checked", stacklevel=2)
+    bad = [n for n in names if error.get(n, 0.0 if n in zero else math.inf) > (1e-8 if x.dtype == torch.float64 else 1e-2)]
     if bad and on_missing == "error": raise LayerError(_missing(model, bad))
-    how = {n: on_missing if n in bad else "outer" if isinstance(found[n], Outer) else "dense" for n in names}
+    how = {n: on_missing if n in bad else "skip" if n not in found else "outer" if isinstance(found[n], Outer) else "dense" for n in names}
     shape = {n: (p.right.shape[1], p.rows, p.right.shape[2], p.right.shape[3]) for n, p in found.items() if how[n] == "outer"}
     kernel = {n: (found[n].kernel, p) for n, (_, _, p, _) in shape.items() if found[n].kernel > 1}
-    return Coverage(how, {n: p.numel() for n, p in names.items()}, shape, {n: len(u) for n, u in owners.items()}, kernel, max((error[n] for n in names if n not in bad), default=0.0),
+    indexed = frozenset(n for n in shape if found[n].left.dtype == torch.int64)
+    return Coverage(how, {n: p.numel() for n, p in names.items()}, shape, indexed, calls, kernel, max((error[n] for n in found if n not in bad), default=0.0),
                     sum(u.a.numel() + u.d.numel() for u in uses) // len(x), layout, len(x))
 
 # %% ../nbs/50_similarity.ipynb #f67bc7b9
@@ -495,6 +525,7 @@ def _chosen(model: nn.Module,  # Model to explain
             parameters: str,  # Shell pattern
            ) -> dict[str, nn.Parameter]:  # Name -> parameter that requires a gradient, each once
     "The parameters that the pattern names."
+    if not isinstance(parameters, str): raise TypeError(f"parameters is one shell pattern such as 'head.*', got {type(parameters).__name__}")
     names = {n: p for n, p in model.named_parameters() if p.requires_grad and fnmatch.fnmatchcase(n, parameters)}
     if not names: raise ValueError(f"no parameter with requires_grad=True matches {parameters!r}; the model has {[n for n, _ in model.named_parameters()][:6]} ...: unfreeze it or change the pattern")
     return names
@@ -507,7 +538,7 @@ def _tapped(model: nn.Module,  # Model to explain
     for path, m in model.named_modules():
         if isinstance(m, _BATCH_NORMS) and m.running_mean is None:
             raise LayerError(f"layer {path!r} uses the statistics of its batch, so no example has a gradient of its own; build it with track_running_stats=True")
-    return [m for m in model.modules() if type(m) in _WEIGHTS and any(id(p) in ids for p in m._parameters.values())]
+    return [m for m in model.modules() if type(m) in _WEIGHTS and not getattr(m, "scale_grad_by_freq", False) and any(id(p) in ids for p in m._parameters.values())]
 
 def _relative_errors(found: dict[str, Any],  # Tapped gradients
                      want: dict[str, Tensor],  # Loop gradients, (B m)
@@ -535,7 +566,7 @@ def _vmap_gradients(model: nn.Module,  # Model to explain
                     names: list[str],  # Parameters without a rule
                    ) -> dict[str, Tensor]:  # Name -> (B m)
     "Gradients of the parameters that have no rule, by `torch.func`; where that has no batching rule (recurrent layers), by a loop."
-    free = {n: p.detach() for n, p in model.named_parameters() if n in names}
+    free, x, y = {n: p.detach() for n, p in model.named_parameters() if n in names}, _plain(x), _plain(y)
     def one(free, xi, yi): return loss_terms(loss, unwrap_output(functional_call(model, free, (xi[None],))), yi[None])[0].sum()
     try:
         with _frozen(model), sdpa_kernel(SDPBackend.MATH): return {n: g.flatten(1) for n, g in vmap(grad(one), in_dims=(None, 0, 0))(free, x, y).items()}
@@ -558,8 +589,8 @@ class _Batch:
         names = {n: p for n, p in model.named_parameters() if n in cov.how}
         uses, self.factor, self.output = _record(model, _tapped(model, names), x, y, loss, cov.layout)
         self.owners = _owners(uses, {id(p): n for n, p in names.items() if cov.how[n] in ("outer", "dense")})
-        if odd := [n for n in cov.names if cov.how[n] != "vmap" and len(self.owners.get(n, ())) != cov.calls[n]]:
-            raise LayerError(f"{odd} took part in another number of calls than in the probe; models whose layers depend on the batch are not supported")
+        if odd := [n for n in cov.names if cov.how[n] != "vmap" and [u.d.shape[0] for u, _ in self.owners.get(n, ())] != [r * len(x) for r in cov.calls[n]]]:
+            raise LayerError(f"{odd} took part in another number of calls, or with other rows per example, than in the probe; models whose layers depend on the batch are not supported")
         rest = [n for n, how in cov.how.items() if how == "vmap"]
         self.slow = _vmap_gradients(model, x, y, loss, rest) if rest else {}
         self.names = [n for n in cov.names if not _taken_along(n, cov, ghost)]
@@ -581,7 +612,7 @@ class _Batch:
         "The same, in memory that all parameters share."
         if name in self.ghost: return self.part(name)
         n, size = len(self.factor), self.cov.size
-        if len(self.room.get("rows", ())) < (need := n * max(size[p] for p in self.names)): self.room["rows"] = self.factor.new_empty(need)
+        if len(self.room.get("rows", ())) < (need := n * max(size[p] for p in self.names if p not in self.ghost)): self.room["rows"] = self.factor.new_empty(need)
         return self.part(name, self.room["rows"][:n * size[name]].view(n, -1))
 
     def _write(self,
@@ -612,7 +643,7 @@ def _taken_along(name: str,  # Parameter
                 ) -> bool:  # True for the bias of one of them, if both are used once
     "Whether a weight's factors count this bias, as a constant input."
     weight = name[:-4] + "weight"
-    return name.rpartition(".")[2] == "bias" and weight in ghost and cov.calls.get(name) == cov.calls.get(weight) == 1
+    return name.rpartition(".")[2] == "bias" and weight in ghost and len(cov.calls.get(name, ())) == len(cov.calls.get(weight, ())) == 1
 
 # %% ../nbs/50_similarity.ipynb #6b99821c
 @dataclass(frozen=True)
@@ -657,9 +688,9 @@ def plan_ghosts(cov: Coverage,  # Shapes of the weights
                 n_test: int,  # Examples on one side
                 n_train: int,  # Examples on the other
                ) -> frozenset[str]:  # Weights that are cheaper as factors
-    "Count multiplications for all pairs: factors cost T^2 (p + q) a pair; explicit gradients p q a pair and T p q an example."
+    "Count multiplications for all pairs: factors cost T^2 (p + q) a pair, an embedding's T^2 (p + 1); explicit gradients p q a pair and T p q an example."
     pairs, examples = n_test * n_train, n_test + n_train
-    ghost = {n: pairs * g * t * t * (p + q) for n, (g, q, p, t) in cov.shape.items()}
+    ghost = {n: pairs * g * t * t * cov.width(n) for n, (g, _, _, t) in cov.shape.items()}
     explicit = {n: pairs * g * q * p + examples * g * t * q * p for n, (g, q, p, t) in cov.shape.items()}
     return frozenset(n for n in ghost if ghost[n] < explicit[n])
 
@@ -681,13 +712,13 @@ def plan_tiles(cov: Coverage,  # Shapes of the weights
               ) -> TilePlan:  # Raises ValueError if one example does not fit
     "Fit a resident tile of test gradients and a streamed batch of training gradients into the budget."
     if batch_size < 1: raise ValueError(f"batch_size is {batch_size}, expected a positive number")
-    kept = {n: (cov.shape[n][0] * (cov.shape[n][1] + cov.shape[n][2]) * cov.shape[n][3]) if n in ghost else cov.size[n] for n in cov.names}
-    work = max([g * t * (p + q) for g, q, p, t in cov.shape.values()], default=0)
+    factors = {n: g * t * cov.width(n) for n, (g, _, _, t) in cov.shape.items()}
+    kept, work = {n: factors[n] if n in ghost else cov.size[n] for n in cov.names}, max(factors.values(), default=0)
     row, once = sum(kept.values()) * itemsize, (3 * cov.activation + 2 * work + max(kept.values())) * itemsize
     if row + once > memory: raise ValueError(f"memory={memory} bytes is too small: one example needs {row + once}; raise memory or narrow parameters")
     batch = max(1, min(batch_size, max(n_test, n_train), memory // (4 * once)))
-    batch = min(batch, 16 * math.ceil(n_train / math.ceil(n_train / batch) / 16))  # no short batch at the end, and what a matrix product likes
-    return TilePlan(max(1, min(n_test, (memory - batch * once) // (row + 8 * batch))), batch, row, once)
+    if n_train > batch: batch = min(batch, 16 * math.ceil(n_train / math.ceil(n_train / batch) / 16))  # no short batch at the end, and what a matrix product likes
+    return TilePlan(max(1, min(n_test, (memory * 7 // 8 - batch * once) // (row + 8 * batch))), batch, row, once)  # an eighth is for pairs of positions
 
 # %% ../nbs/50_similarity.ipynb #47082cef
 Examples = Any  # A pair (x, y) of tensors, an object with fields x and y, or a map-style Dataset of (x, y)
@@ -709,9 +740,20 @@ def _take(data: Examples,  # Pair of tensors, `Images`, or a Dataset
     "Some examples as a batch."
     if isinstance(data, tuple): x, y = data
     elif isinstance(getattr(data, "x", None), Tensor): x, y = data.x, data.y
+    elif isinstance(data, _Joined): return data.take(index, device)
     else: return tuple(torch.as_tensor(t).to(device) for t in default_collate([tuple(data[i])[:2] for i in index]))
     if isinstance(index, range): return x[index.start:index.stop].to(device), y[index.start:index.stop].to(device)
     return x[index].to(device), y[index].to(device)
+
+def _probe(test: Examples,  # Queries
+           train: Examples,  # Training examples
+           device: torch.device,  # Where to
+          ) -> tuple[Tensor, Tensor]:  # Inputs and labels
+    "Two examples to check the gradients on, so that a mix-up shows; the second is a query if there is one training example."
+    x, y = _take(train, range(min(2, _size(train))), device)
+    if len(x) == 2: return x, y
+    x2, y2 = _take(test, range(1), device)
+    return (torch.cat([x, x2]), torch.cat([y, y2])) if x2.shape == x.shape else (x, y)
 
 def _batches(data: Examples,  # Pair of tensors, `Images`, or a Dataset
              start: int,  # First example
@@ -776,9 +818,9 @@ def gradient_gram(model: nn.Module,  # Model to explain, its parameters with req
     device = torch.device(device) if device else next(model.parameters()).device
     n, m = _size(test), _size(train)
     if not n * m: raise ValueError(f"{n} test and {m} training examples; both must be positive")
-    cov = coverage(model, *_take(train, range(min(2, m)), device), loss, parameters, on_missing)
+    cov = coverage(model, *_probe(test, train, device), loss, parameters, on_missing)
     plan = plan_tiles(cov, ghost := plan_ghosts(cov, n, m), n, m, memory, batch_size, next(model.parameters()).element_size())
-    out = _Sums(n, m, layer_mean, cov)
+    out = _Sums(n, m, layer_mean, cov, pairs=memory // 128)
     room = {}
     record = lambda x, y: _Batch(model, cov, ghost, x, y, loss, room)
     for lo in range(0, n, plan.test_rows):
@@ -796,8 +838,9 @@ class _Sums:
                  m: int,  # Training examples
                  layer_mean: bool,  # Keep per-layer cosines too
                  cov: Coverage,  # Covered parameters
+                 pairs: int,  # Largest number of position pairs that factors may hold at once, a few numbers each
                 ):
-        self.n, self.m, self.layer_mean, self.cov, self.dot = n, m, layer_mean, cov, None
+        self.n, self.m, self.layer_mean, self.cov, self.pairs, self.dot = n, m, layer_mean, cov, pairs, None
         self.n_layers = len({n.rpartition(".")[0] for n in cov.names})
 
     def add(self,
@@ -814,7 +857,7 @@ class _Sums:
             block, norms = torch.zeros_like(self.dot[at]) if self.layer_mean else self.dot[at], [0, 0]
             for n in [n for n in a.parts if layer(n) == g]:
                 part, norm2 = b.passing(n)
-                _add_products(block, a.parts[n], part)
+                _add_products(block, a.parts[n], part, self.pairs)
                 norms = [norms[0] + a.norm2[n], norms[1] + norm2]
             if self.layer_mean:
                 self.dot[at] += block
@@ -840,9 +883,10 @@ class _Sums:
 def _add_products(out: Tensor,  # (B1 B2), added to
                   a: Any,  # `Outer` or (B1 m)
                   b: Any,  # The same parameter in the same form, B2 examples
+                  pairs: int = 2**24,  # See `ghost_inner`
                  ) -> Tensor:  # `out`
     "Inner products of the gradients of one parameter: from the factors, or a matrix product for what is explicit."
-    if isinstance(a, Outer): out += ghost_inner(a, b)
+    if isinstance(a, Outer): out += ghost_inner(a, b, min(pairs, 2**24))
     else: out.addmm_(a, b.T)
     return out
 
@@ -877,11 +921,19 @@ def last_layer_cosine(model: nn.Module,  # Classifier that ends in an nn.Linear 
 
 # %% ../nbs/50_similarity.ipynb #d1cb55db
 def _last_linear(model: nn.Module,  # Classifier
-                ) -> nn.Linear:  # Its last nn.Linear, in the order of the model's modules
-    "The output layer; raises LayerError if there is none with a bias."
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if not linear or linear[-1].bias is None: raise LayerError("the last-layer metrics need a model that ends in an nn.Linear with a bias")
-    return linear[-1]
+                 x: Tensor,  # A few inputs, (B ...)
+                ) -> nn.Linear:  # The layer whose output is the model's
+    "The output layer, found by running the model; raises LayerError if it is not an nn.Linear with a bias that runs once."
+    calls = []
+    handles = [m.register_forward_hook(lambda m, args, out: calls.append((m, out.detach().clone()))) for m in model.modules() if isinstance(m, nn.Linear)]
+    try:
+        with torch.no_grad(), eval_mode(model): output = check_finite("the model output", unwrap_output(model(x)))
+    finally:
+        for h in handles: h.remove()
+    last = calls[-1][0] if calls and torch.equal(calls[-1][1], output) else None
+    if last is None or last.bias is None or sum(m is last for m, _ in calls) > 1:
+        raise LayerError("the last-layer metrics need a model whose output comes straight from an nn.Linear with a bias that runs once; this one ends otherwise")
+    return last
 
 def _last_states(model: nn.Module,  # Classifier
                  loss: Loss,  # See `loss_terms`
@@ -889,17 +941,17 @@ def _last_states(model: nn.Module,  # Classifier
                  *sets: Examples,  # One or more sets of examples
                 ) -> list[tuple[Tensor, Tensor, Tensor]]:  # For each set: inputs of the last layer (B p), direction residuals (B K), factors (B,)
     "What the gradient of the last layer is made of."
-    box, states, last = [], [], _last_linear(model)
-    layout = _picture_layout(model, _take(sets[0], range(min(2, _size(sets[0]))), last.weight.device)[0])
-    handle = last.register_forward_hook(lambda m, args, out: box.append((args[0].detach(), out.detach())))
+    device = next(model.parameters()).device
+    few = _take(sets[0], range(min(2, _size(sets[0]))), device)[0]
+    box, states, last, layout = [], [], _last_linear(model, few), _picture_layout(model, few)
+    handle = last.register_forward_hook(lambda m, args, out: box.append(args[0].detach()))
     try:
         with torch.no_grad(), eval_mode(model):
             for data in sets:
                 rows = []
-                for _, x, y in _batches(data, 0, _size(data), batch_size, last.weight.device):
+                for _, x, y in _batches(data, 0, _size(data), batch_size, device):
                     box.clear(); out = unwrap_output(model(_laid_out(x, layout)))
-                    if len(box) != 1 or box[0][1].shape != out.shape: raise LayerError("the last nn.Linear must run once and give the model's output")
-                    rows.append((box[0][0], *_output_gradient(loss, out, y)))
+                    rows.append((box[0], *_output_gradient(loss, out, y)))
                 states.append(tuple(torch.cat(t) for t in zip(*rows)))
     finally: handle.remove()
     return states
@@ -909,8 +961,9 @@ def _output_gradient(loss: Loss,  # See `loss_terms`
                      y: Tensor,  # Labels or targets
                     ) -> tuple[Tensor, Tensor]:  # Gradient of the direction term in the output (B ...), factor (B,)
     "Where every backward starts."
-    with torch.enable_grad():
-        terms, factor = loss_terms(loss, free := output.detach().clone().requires_grad_(), y)
+    _check_labels(loss, check_finite("the model output", output), y)
+    with torch.inference_mode(False), torch.enable_grad():
+        terms, factor = loss_terms(loss, free := output.detach().clone().requires_grad_(), _plain(y))
         return torch.autograd.grad(terms.sum(), free)[0], factor
 
 # %% ../nbs/50_similarity.ipynb #b3a964e5
@@ -919,7 +972,7 @@ def similarity(a: Tensor,  # Features of the queries, (B_test D)
                form: str = "cos",  # "cos", "dot" or "l2" (minus the distance)
               ) -> Tensor:  # (B_test B_train), larger is more similar
     "The three ways to compare two feature vectors."
-    dot = a @ b.T
+    dot = check_finite("the features", a) @ check_finite("the features", b).T
     if form == "dot": return dot
     if form == "cos": return dot / _safe(a.norm(dim=1)[:, None] * b.norm(dim=1))
     if form != "l2": raise ValueError(f"form is {form!r}; use 'cos', 'dot' or 'l2'")
@@ -940,7 +993,8 @@ def activation_features(model: nn.Module,  # Classifier that ends in an nn.Linea
     if which not in ("last", "all"): raise ValueError(f"which is {which!r}; use 'input', 'last' or 'all'")
     shown = [m for m in model.modules() if which == "all" and isinstance(m, _SHOWN)]
     handles = [m.register_forward_hook(lambda m, args, out: box.append(out.detach().flatten(1).clone())) for m in shown]
-    handles.append(_last_linear(model).register_forward_hook(lambda m, args, out: box.append(args[0].detach().flatten(1))))
+    last = _last_linear(model, _take(data, range(min(2, _size(data))), device)[0])
+    handles.append(last.register_forward_hook(lambda m, args, out: box.append(args[0].detach().flatten(1))))
     try:
         with torch.no_grad(), eval_mode(model):
             for _, x, _ in _batches(data, 0, _size(data), batch_size, device):
@@ -983,6 +1037,7 @@ def whiten(matrix: Tensor,  # (m m), symmetric, positive semi-definite
           ) -> Tensor:  # (m m), the inverse square root; inner products after it are g^T (matrix + damping)^-1 g'
     "Inverse square root with damping."
     values, vectors = torch.linalg.eigh(matrix)
+    if values[-1] <= 0: raise ValueError("the matrix is zero: there is no gradient to measure with")
     return vectors * (values.clamp_min(0) + damping * values[-1]).rsqrt() @ vectors.T
 
 # %% ../nbs/50_similarity.ipynb #8afc19f5
@@ -1003,14 +1058,15 @@ def relevance(model: nn.Module,  # Classifier that ends in an nn.Linear with a b
              ) -> dict[str, Tensor]:  # Metric -> (B_test B_train), larger is more relevant
     "Every relevance metric of Hanawa et al. (2021), and a few controls; what metrics share is computed once."
     if unknown := [m for m in metrics if m not in METRICS]: raise ValueError(f"unknown metrics {unknown}; choose from {list(METRICS)}")
-    families, out = {METRICS[m][0] for m in metrics}, {}
+    families, loss, out = {METRICS[m][0] for m in metrics}, options.get("loss", "ce"), {}
+    if loss != "ce" and families & {"hessian", "fisher", "rank1"}: raise ValueError(f"influence functions and Fisher kernels are built for loss 'ce' here, not {loss!r}; leave them out of metrics")
     gram = gradient_gram(model, test, train, layer_mean="GC layer mean" in metrics, **options) if "gram" in families else None
     features = {f: [activation_features(model, d, f) for d in (test, train)] for f in families & {"input", "last", "all"}}
     if families & {"hessian", "fisher", "rank1"}: features |= _curved(model, test, train, families, damping)
     for m in metrics:
         family, form = METRICS[m]
         if family == "gram": out[m] = gram.metric(form)
-        elif family == "kernel": out[m] = last_layer_cosine(model, test, train, metric=form)
+        elif family == "kernel": out[m] = last_layer_cosine(model, test, train, loss=loss, metric=form)
         else: out[m] = similarity(*features[family], form)
     return out
 
@@ -1049,7 +1105,7 @@ def wilson_interval(successes: float,  # Number of successes
                     z: float = 1.959964,  # Normal quantile; 95 % by default
                    ) -> tuple[float, float]:  # Lower and upper end, in [0, 1]
     "Wilson's score interval of a proportion."
-    if n == 0: raise ValueError("no trials, no interval")
+    if not 0 <= successes <= n or n == 0: raise ValueError(f"{successes} successes in {n} trials: no interval")
     p, s = successes / n, z * z / n
     centre, half = (p + s / 2) / (1 + s), z / (1 + s) * math.sqrt(p * (1 - p) / n + s / (4 * n))
     return max(0.0, centre - half), min(1.0, centre + half)
@@ -1063,7 +1119,8 @@ def class_test(scores: Tensor,  # (B_test B_train), larger is more relevant
               ) -> Rate:  # Success of each query, rate in [0, 1] with its interval, distinct first examples
     "Identical class test: do the k most relevant training examples belong to the query's class?"
     if scores.shape != (len(test_labels), len(train_labels)): raise ValueError(f"scores {tuple(scores.shape)} for {len(test_labels)} queries and {len(train_labels)} training examples")
-    top = scores.topk(k, dim=1).indices
+    if not 1 <= k <= len(train_labels): raise ValueError(f"k={k} of {len(train_labels)} training examples; choose 1 ... {len(train_labels)}")
+    top = check_finite("the scores", scores).topk(k, dim=1).indices
     hits = (train_labels.to(top.device)[top] == test_labels.to(top.device)[:, None]).all(1)
     if keep is not None: hits, top = hits[keep], top[keep]
     return Rate(hits, *wilson_interval(float(hits.sum()), len(hits)), int(top[:, 0].unique().numel()))
@@ -1083,25 +1140,25 @@ def randomised(model: nn.Module,  # Trained model
               ) -> nn.Module:  # A copy with fresh parameters; the model is left as it is
     "The same architecture untrained: every layer draws its parameters anew, bare parameters are permuted."
     fresh = deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         for m in fresh.modules():
-            own = list(m._parameters.values())
             if hasattr(m, "reset_parameters"): m.reset_parameters()
-            elif any(p is not None for p in own):
-                for p in own: p.data = p.data.flatten()[torch.randperm(p.numel()).to(p.device)].reshape(p.shape)
+            else:
+                for p in m.parameters(recurse=False): p.data = p.data.flatten()[torch.randperm(p.numel()).to(p.device)].reshape(p.shape)
     return fresh
 
 def rank_correlation(a: Tensor,  # (B_test B_train)
                      b: Tensor,  # (B_test B_train)
                      groups: Tensor | None = None,  # (B_test B_train) bool: only these pairs count; None: all
-                    ) -> Tensor:  # (B_test,), in [-1, 1]; 0 where a row is constant
+                    ) -> Tensor:  # (B_test,), in [-1, 1]; 0 where a row is constant or empty
     "Spearman correlation of two relevance matrices, query by query."
+    if a.shape != b.shape or groups is not None and groups.shape != a.shape: raise ValueError(f"matrices of shapes {tuple(a.shape)} and {tuple(b.shape)}, groups {None if groups is None else tuple(groups.shape)}; they must agree")
     out = []
     for i in range(len(a)):
         keep = slice(None) if groups is None else groups[i].cpu()
         u, v = (rankdata(t[i].detach().cpu().double().numpy()[keep]) for t in (a, b))
-        u, v = u - u.mean(), v - v.mean()
+        if len(u): u, v = u - u.mean(), v - v.mean()
         norm = math.sqrt(float(u @ u) * float(v @ v))
         out.append(float(u @ v) / norm if norm > 0 else 0.0)
     return torch.tensor(out)
@@ -1344,6 +1401,7 @@ def scan_topk(rows: np.ndarray,  # (n k) float16, unit rows, usually memory-mapp
               chunk: int = 16384,  # Rows read at once
              ) -> tuple[Tensor, Tensor]:  # Scores (B top) and positions (B top), best first
     "Exact scan: read a chunk, convert, multiply, keep a running top."
+    check_finite("the queries", queries)
     best = queries.new_full((len(queries), 0), 0.0), torch.zeros(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start in range(0, len(rows), chunk):
         block = torch.from_numpy(rows[start:start + chunk]).to(queries.device).float()
@@ -1385,6 +1443,7 @@ class _Shard:
                  header: dict[str, Any],  # What the index should be
                 ):
         self.folder, self.header = folder, header
+        if any(p.is_file() for p in (folder, *folder.parents)): raise NotADirectoryError(f"{folder} cannot be made: part of that path is a file; an index needs a folder")
         if (folder / "header.json").exists(): self._resume()
         else:
             folder.mkdir(parents=True, exist_ok=True)
@@ -1394,7 +1453,8 @@ class _Shard:
     def _resume(self) -> None:
         "Compare the stored header with the wanted one and drop what was written after the last finished batch."
         try: old = json.loads((self.folder / "header.json").read_text())
-        except ValueError as e: raise ValueError("the header of the index is torn: build it again") from e
+        except ValueError: old = None
+        if not isinstance(old, dict) or not self.header.keys() <= old.keys(): raise ValueError("the header of the index is torn: build it again")
         reasons = {"parameters": "another parameter list", "model": "another model, or other weights"}
         for key in ("format", "parameters", "model", "loss", "sketch", "k", "seed", "width", "world"):
             if old.get(key) != self.header[key]:
@@ -1402,17 +1462,16 @@ class _Shard:
                 raise ValueError(f"this index was built with {reasons.get(key, was)}{now}: open it as it was built, or use another folder")
         if old["sizes"] != self.header["sizes"][:len(old["sizes"])]: raise ValueError(f"this index was built over {old['sizes']} examples, now {self.header['sizes']}; pass the same data, and new data by add()")
         self.header |= {"batch": old["batch"], "done": old["done"], "torch": old["torch"]}
-        for name, dtype in _FILES.items(): self._fit(name, old["done"] * np.dtype(dtype).itemsize * (old["width"] if name == "rows.f16" else 1))
+        self.fit()
         self.check(last_only=True)
 
-    def _fit(self,
-             name: str,  # File
-             want: int,  # Bytes
-            ) -> None:
+    def fit(self) -> None:
         "Refuse a file that lost bytes; cut off an unfinished batch."
-        have = (self.folder / name).stat().st_size if (self.folder / name).exists() else 0
-        if have < want: raise ValueError(f"{name} is torn: {have} bytes, {want} expected; build the index again")
-        if have > want: os.truncate(self.folder / name, want)
+        for name, dtype in _FILES.items():
+            want = self.header["done"] * np.dtype(dtype).itemsize * (self.header["width"] if name == "rows.f16" else 1)
+            have = (self.folder / name).stat().st_size if (self.folder / name).exists() else 0
+            if have < want: raise ValueError(f"{name} is torn: {have} bytes, {want} expected; build the index again")
+            if have > want: os.truncate(self.folder / name, want)
 
     def save(self,
              done: int,  # Finished rows
@@ -1430,11 +1489,14 @@ class _Shard:
                predictions: Tensor,  # (B,)
               ) -> None:
         "Write a batch, then its checksum, then the header."
+        crc = 0
         for (name, dtype), t in zip(_FILES.items(), (rows, labels, predictions)):
-            with open(self.folder / name, "ab") as f: f.write(t.detach().cpu().numpy().astype(dtype).tobytes())
+            content = t.detach().cpu().numpy().astype(dtype).tobytes()
+            with open(self.folder / name, "ab") as f: f.write(content)
+            crc = zlib.crc32(content, crc)
         with open(self.folder / "crc.u32", "r+b") as f:
             f.seek(8 * step)
-            f.write(np.array([len(rows), zlib.crc32(rows.cpu().numpy().tobytes())], np.uint32).tobytes())
+            f.write(np.array([len(rows), crc], np.uint32).tobytes())
         self.save(self.header["done"] + len(rows))
 
     def array(self,
@@ -1449,14 +1511,16 @@ class _Shard:
               last_only: bool = False,  # Only the last batch
              ) -> None:
         "Compare the stored bytes with their checksums."
-        sums, at, rows = np.fromfile(self.folder / "crc.u32", np.uint32).reshape(-1, 2), 0, self.array("rows.f16")
-        for count, crc in sums:
-            if at >= len(rows): break
-            wanted = not last_only or at + count >= len(rows)
-            if wanted and zlib.crc32(np.ascontiguousarray(rows[at:at + count]).tobytes()) != crc:
+        stored, at, done = self.folder / "crc.u32", 0, self.header["done"]
+        sums, arrays = np.fromfile(stored, np.uint32) if stored.exists() else np.zeros(0, np.uint32), [self.array(name) for name in _FILES]
+        for count, crc in sums[:len(sums) // 2 * 2].reshape(-1, 2):
+            if at >= done: break
+            wanted, found = not last_only or at + count >= done, 0
+            for a in arrays if wanted else (): found = zlib.crc32(np.ascontiguousarray(a[at:at + count]).tobytes(), found)
+            if wanted and found != crc:
                 raise ValueError(f"rows {at} to {at + count - 1} of the index do not match their checksum: build it again")
             at += int(count)
-        if at < len(rows): raise ValueError("crc.u32 is torn: build the index again")
+        if at < done: raise ValueError("crc.u32 is torn: build the index again")
 
 # %% ../nbs/50_similarity.ipynb #b6488578
 class _Joined:
@@ -1496,6 +1560,26 @@ class _Joined:
             x.append(a); y.append(b)
         return torch.cat(x)[torch.from_numpy(place).to(device)], torch.cat(y)[torch.from_numpy(place).to(device)]
 
+class _Chosen(_Joined):
+    "Some of them, read batch by batch."
+
+    def __init__(self,
+                 data: _Joined,  # All examples
+                 ids: np.ndarray,  # Which ones
+                ):
+        self.data, self.ids = data, ids
+
+    def __len__(self) -> int:  # Examples chosen
+        "Number of examples."
+        return len(self.ids)
+
+    def take(self,
+             ids: Sequence[int],  # Positions among the chosen
+             device: torch.device,  # Where to
+            ) -> tuple[Tensor, Tensor]:  # Inputs and labels
+        "Some of the chosen examples as a batch."
+        return self.data.take(self.ids[np.asarray(ids)], device)
+
 def _shares(sizes: list[int],  # Examples in each part
             batch: int,  # Largest batch
             rank: int,  # This process
@@ -1532,14 +1616,17 @@ class GradientIndex:
         self.model, self.data, self.loss = model, _Joined(data if isinstance(data, list) else [data]), loss
         self.options = {"parameters": parameters, "on_missing": on_missing, "memory": memory}
         self.device, self.sketch, (rank, world) = next(model.parameters()).device, Sketch(sketch, k, seed), _world()
+        if not len(self.data): raise ValueError("no training examples to index")
         first = self.data.take(range(min(2, len(self.data))), self.device)
+        if first[1].ndim != 1: raise ValueError(f"an index keeps one label for each example, got labels of shape {tuple(first[1].shape)}")
         self.cov = coverage(model, *first, loss, parameters, on_missing)
         self.ghost = frozenset(self.cov.shape) if sketch == "kronecker" else frozenset()
-        header = {"format": 1, "parameters": [[n, self.cov.size[n]] for n in self.cov.names], "model": model_digest(model), "sketch": sketch, "k": k,
+        header = {"format": 2, "parameters": [[n, self.cov.size[n]] for n in self.cov.names], "model": model_digest(model), "sketch": sketch, "k": k,
                   "seed": seed, "loss": loss if isinstance(loss, str) else "function", "width": self._sketched(*first)[0].shape[1], "world": world,
                   "batch": plan_tiles(self.cov, frozenset(), 1, 2**40, memory, batch_size).batch, "torch": torch.__version__,
                   "sizes": self.data.sizes(), "done": 0}
         self.shard = _Shard(Path(path) / f"rank-{rank:05d}-of-{world:05d}", header)
+        self._recompute(2, 0)
 
     def __len__(self) -> int:  # Examples, over all ranks
         "Number of training examples."
@@ -1594,10 +1681,14 @@ class GradientIndex:
             verbose: bool = False,  # See `build`
            ) -> "GradientIndex":  # Itself, with the new examples at the end
         "Append examples; they get the next positions."
-        self.build()
-        self.data = _Joined([*self.data.parts, data])
+        before, done = self.build().data, self.shard.header["done"]
+        self.data = _Joined([*before.parts, data])
         self.shard.header["sizes"] = self.data.sizes()
-        return self.build(verbose)
+        try: return self.build(verbose)
+        except Exception:  # the index is as it was; a build that is merely stopped goes on later
+            self.data, self.shard.header["sizes"] = before, before.sizes()
+            self.shard.save(done); self.shard.fit()
+            raise
 
     def verify(self,
                n: int = 16,  # Rows to compute again
@@ -1605,12 +1696,19 @@ class GradientIndex:
               ) -> float:  # Largest difference of a recomputed row, about 1e-3 for float16; raises ValueError on a mismatch
         "Check all checksums, and some rows against the model and the data."
         self.shard.check()
+        return self._recompute(n, seed)
+
+    def _recompute(self,
+                   n: int,  # Rows to compute again
+                   seed: int,  # Which ones
+                  ) -> float:  # Largest difference
+        "Compare some rows with the model, the loss and the data as they are now; raises ValueError on a mismatch."
         rows, worst = self.shard.array("rows.f16"), 0.0
         steps = [(here + i, start + i) for here, start, count in self._steps() for i in range(count) if here + i < len(rows)]
         for here, at in _sample(steps, n, seed):
             x, y = self.data.take([at], self.device)
             worst = max(worst, float((self._sketched(x, y)[0][0].cpu() - torch.from_numpy(rows[here].astype(np.float32))).abs().max()))
-        if worst > 5e-3: raise ValueError(f"a recomputed row differs by {worst:.1e}: the data, their order or the numerics changed")
+        if worst > 5e-3: raise ValueError(f"a recomputed row differs by {worst:.1e}: the data, their order, the loss or the numerics changed")
         return worst
 
     def query(self,
@@ -1623,12 +1721,12 @@ class GradientIndex:
               least: int = 0,  # Also the least similar ones
              ) -> Neighbours:  # The same on every rank
         "Scan the sketches, compare the shortlist exactly."
-        if k < 1: raise ValueError(f"k={k} neighbours; ask for one or more")
-        x = x.to(self.device)
+        if k < 1 or not len(x): raise ValueError(f"k={k} neighbours of {len(x)} queries; ask for one or more")
+        if todo := self._todo(): raise ValueError(f"{sum(count for *_, count in todo)} rows of the index are not built yet; call build()")
         if label is None:
             if self.loss not in ("ce", "bce"): raise ValueError("the model predicts no class here; pass label=")
-            with torch.no_grad(), eval_mode(self.model): label = _classes(unwrap_output(self.model(x)))
-        label = label.to(self.device)
+            with torch.no_grad(), eval_mode(self.model): label = torch.cat([_classes(unwrap_output(self.model(b.to(self.device)))) for b in x.split(self.shard.header["batch"])])
+        label = torch.as_tensor(label)
         best, worst = (_search(self, x, label, n, rerank, same_class, sign) if n else None for n, sign in ((k, 1.0), (least, -1.0)))
         worst = None if worst is None else Neighbours(*worst, label.cpu())
         return Neighbours(*best, label.cpu(), worst, x.cpu(), self.data)
@@ -1645,10 +1743,12 @@ def _search(index: GradientIndex,  # Where to search
     "A shortlist by the sketches of all ranks, then exact scores by the owners of its rows."
     if not 0 < k <= len(index): raise ValueError(f"k={k} neighbours of {len(index)} training examples; choose 1 ... {len(index)}")
     ids = np.concatenate([np.arange(start, start + c) for _, start, c in index._steps()] or [np.zeros(0, np.int64)])
-    short = min(max(k, rerank), len(index))
-    table = _best(torch.cat(_gather(_shortlist(index, x, label, ids, short, same_class, sign)), 1), short, sign)
-    if rerank: table = _best(_exact(index, x, label, table, ids, sign), k, sign)
-    score, found, labels, predictions = table[:, :k].cpu().unbind(-1)
+    short, tables = min(max(k, rerank), len(index)), []
+    for x, label in zip(x.split(index.shard.header["batch"]), label.split(index.shard.header["batch"])):
+        x, label = x.to(index.device), label.to(index.device)
+        table = _best(torch.cat(_gather(_shortlist(index, x, label, ids, short, same_class, sign)), 1), short, sign)
+        tables.append((_best(_exact(index, x, label, table, ids, sign), k, sign) if rerank else table)[:, :k].cpu())
+    score, found, labels, predictions = torch.cat(tables).unbind(-1)
     if not torch.isfinite(score).all(): raise ValueError(f"fewer than k={k} training examples of the query's class; ask for fewer, or same_class=False")
     return found.long(), score, labels.long() if index.loss in ("ce", "bce") else labels, predictions.long()
 
@@ -1681,8 +1781,7 @@ def _exact(index: GradientIndex,  # Where to search
     unique = np.unique(wanted[owned]).astype(np.int64)
     exact = torch.full(table.shape[:2], -math.inf, dtype=torch.float64)
     if len(unique):
-        train = index.data.take(unique, index.device)
-        cos = gradient_cosine(index.model, (x, label), train, loss=index.loss, **index.options).double().cpu()
+        cos = gradient_cosine(index.model, (x, label), _Chosen(index.data, unique), loss=index.loss, **index.options).double().cpu()
         column = torch.from_numpy(np.searchsorted(unique, np.where(owned, wanted, unique[0])))
         exact = torch.where(torch.from_numpy(owned), cos.gather(1, column), exact)
     exact = torch.stack(_gather(exact.to(index.device))).amax(0)
