@@ -989,6 +989,7 @@ def activation_features(model: nn.Module,  # Classifier that ends in an nn.Linea
                        ) -> Tensor:  # (B D)
     "Activations as feature vectors."
     device, rows, box = next(model.parameters()).device, [], []
+    if which == "input" and not _take(data, range(1), device)[0].is_floating_point(): raise ValueError("the inputs are integers, such as tokens: their values measure nothing; use 'last' or 'all'")
     if which == "input": return torch.cat([x.flatten(1).float() for _, x, _ in _batches(data, 0, _size(data), batch_size, device)])
     if which not in ("last", "all"): raise ValueError(f"which is {which!r}; use 'input', 'last' or 'all'")
     shown = [m for m in model.modules() if which == "all" and isinstance(m, _SHOWN)]
