@@ -247,8 +247,9 @@ def levels_from_linkage(Z: np.ndarray,  # Linkage matrix of any method, (B - 1, 
 # %% ../nbs/61_clustering.ipynb #22994c9a
 def dasgupta_cost(W: np.ndarray,  # Weights, (B B), symmetric, zero diagonal
                   levels: np.ndarray,  # Clusters by level, (B, depth + 1)
-                 ) -> float:  # Cost in (0, 1]: 1 if nothing is cut, lower is better
+                 ) -> float:  # Cost in (0, 1]: 1 if nothing is cut, lower is better; raises ValueError where all weights are 0
     "Weight of every pair times the size of the smallest cluster that holds both, over the weight of all pairs times B."
+    if not W.sum() > 0: raise ValueError("all weights of the graph are 0, so that no hierarchy costs anything: take a larger bandwidth; round_bandwidth(X) is one that suits the table")
     B, saved = len(W), 0.0
     for level in range(1, levels.shape[1]):
         _, parent = np.unique(levels[:, level - 1], return_inverse=True)
@@ -268,7 +269,8 @@ def level_distance(a: np.ndarray,  # Clusters by level, (B, depth + 1)
         (i, p), (j, q) = (np.unique(v, return_inverse=True) for v in (p, q))
         table = np.bincount(p * len(j) + q, minlength=len(i) * len(j)).reshape(len(i), len(j))
         return 1 - table[linear_sum_assignment(-table)].sum() / len(p)
-    if a.shape != b.shape: raise ValueError(f"two hierarchies of the same rows and depth are needed, got shapes {a.shape} and {b.shape}")
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape or a.ndim != 2 or a.shape[1] < 2: raise ValueError(f"two hierarchies of the same rows and depth are needed, got shapes {a.shape} and {b.shape}: (B, depth + 1), the root in column 0; np.c_[np.ones(B, int), labels] makes one of labels (B,)")
     return float(np.mean([moved(p, q) for p, q in zip(a.T[1:], b.T[1:])]))
 
 # %% ../nbs/61_clustering.ipynb #b9c127a2
@@ -310,7 +312,8 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
         self.levels_ = grow_levels(X, W, keys, self, self.seed_)
         self.cost_, self.linkage_ = dasgupta_cost(W, self.levels_), linkage_from_levels(self.levels_, keys)
         self.children_, self.distances_ = self.linkage_[:, :2].astype(int), self.linkage_[:, 2]
-        self.labels_ = fcluster(self.linkage_, min(self.n_clusters, len(np.unique(self.levels_[:, -1]))), "maxclust") - 1
+        by_rank = np.c_[self.linkage_[:, :2], np.arange(1.0, len(X)), self.linkage_[:, 3]]  # a height each, as fcluster parts merges of equal height all or none
+        self.labels_ = fcluster(by_rank, min(self.n_clusters, len(np.unique(self.levels_[:, -1]))), "maxclust") - 1
         return self
 
 # %% ../nbs/61_clustering.ipynb #0e8661cf
@@ -329,8 +332,9 @@ def clustering_sensitivity(levels_of: Callable[[np.ndarray], np.ndarray],  # Fro
                           ) -> ClusterSensitivity:  # Sensitivity beside cost
     "Average sensitivity of any hierarchical clustering by refitting."
     full, rows = levels_of(X), range(len(X)) if rows is None else rows
+    cost = dasgupta_cost(similarity(X, bandwidth), full)
     values = np.array([level_distance(np.delete(full, i, 0), levels_of(np.delete(X, i, 0))) for i in rows])
-    return ClusterSensitivity(float(values.mean()), float((values == 0).mean()), dasgupta_cost(similarity(X, bandwidth), full), values)
+    return ClusterSensitivity(float(values.mean()), float((values == 0).mean()), cost, values)
 
 # %% ../nbs/61_clustering.ipynb #8b448850
 def bisecting_levels(X: np.ndarray,  # Table, (B D)

@@ -85,6 +85,7 @@ def threshold_grid(X: np.ndarray,  # Training table, (B D), float32
         if edges.shape[1] > 60000: raise ValueError(f"grid has a feature with {edges.shape[1]} thresholds, at most 60000 fit")
     elif grid == "nice": edges = _nice_edges(low, high, n_thresholds)
     elif grid == "linspace": edges = low[:, None] + (high - low)[:, None] * np.arange(n_thresholds) / n_thresholds
+    elif grid != "quantile": raise ValueError(f'grid must be "nice", "linspace", "quantile" or one array of thresholds a feature, got {grid!r}')
     else:
         edges = np.full((X.shape[1], n_thresholds), np.inf)
         for row, x in zip(edges, X.T):
@@ -539,6 +540,16 @@ def _merged(grown):
     node[:, 2:4] = np.where(node[:, 2:4] >= 0, new[node[:, 2:4]], -1)
     return replace(grown, node=node[alive], path=grown.path[alive], total=grown.total[alive])
 
+def _pruned(grown, tree):
+    "The nodes that scikit-learn's pruning left, numbered as in its tree."
+    path, index = np.ones(tree.node_count, np.uint64), {p: v for v, p in enumerate(grown.path.tolist())}
+    for v in np.flatnonzero(tree.feature >= 0):
+        path[[tree.children_left[v], tree.children_right[v]]] = 2 * path[v] + np.arange(2, dtype=np.uint64)
+    kept = [index[p] for p in path.tolist()]
+    node = grown.node[kept]
+    node[tree.feature < 0, :2], node[:, 2:4] = -1, np.c_[tree.children_left, tree.children_right]
+    return replace(grown, node=node, path=path, total=grown.total[kept])
+
 # %% ../nbs/60_trees.ipynb #a73e7cf6
 _PARAMETERS = {
     "epsilon": [Interval(Real, 0, None, closed="both")],
@@ -569,6 +580,13 @@ def _checked(est, X, y, sample_weight, classify):
     est.seed_ = int(rs) if isinstance(rs, Integral) else int(check_random_state(rs).randint(2**31 - 1))
     est.n_outputs_ = 1
     return X, y, w
+
+def _class_weighted(est, y, w):
+    "Row weights times class weights; raises ValueError where no row is left."
+    if getattr(est, "class_weight", None) is None: return w
+    w = w * compute_sample_weight(est.class_weight, y)
+    if not (w.min() >= 0 and 0 < w.sum() < math.inf): raise ValueError(f"class_weight={est.class_weight!r} gives no row a positive weight, or one a weight below 0 or not finite: weights of classes must be finite, not below 0, and not 0 for all classes of y")
+    return w
 
 # %% ../nbs/60_trees.ipynb #1e401e66
 def _assign(est, given):
@@ -616,7 +634,7 @@ class _SplitLaws(_Dense):
     def _grown_state(self):
         "The training state; pickles leave it out, so that a saved model does not carry the training set."
         check_is_fitted(self)
-        if getattr(self, "_grown", None) is None: raise ValueError("a loaded model has no training rows: fit it again to ask for its split laws")
+        if getattr(self, "_grown", None) is None: raise ValueError("no training rows here: copies, loaded models and trees of a forest are without them; fit the tree itself to ask for its split laws")
         return self._grown
 
     def __getstate__(self) -> dict:  # State without the training rows
@@ -655,15 +673,16 @@ class StableTreeClassifier(_SplitLaws, DecisionTreeClassifier):
            ) -> "StableTreeClassifier":  # Itself
         "Grow the tree."
         X, y, w = _checked(self, X, y, sample_weight, classify=True)
-        keep = w > 0
         self.classes_, cls = np.unique(y, return_inverse=True)
-        if self.class_weight is not None: w = w * compute_sample_weight(self.class_weight, y)
+        w = _class_weighted(self, y, w)
+        keep = w > 0
         self.n_classes_, law = len(self.classes_), _law(self, X.shape[1], self.criterion, w.sum())
         self.max_features_ = law[8]
         self._grown = _grow_tree(self, _table(self, X, keep), cls[keep], w[keep], None, law, self.seed_, self.n_classes_)
         if self.merge_equal_leaves: self._grown = _merged(self._grown)
         self.tree_ = _class_tree(self._grown, X.shape[1])
         self._prune_tree()
+        if self.ccp_alpha > 0: self._grown = _pruned(self._grown, self.tree_)
         return self
 
 # %% ../nbs/60_trees.ipynb #656acdc6
@@ -701,13 +720,19 @@ class StableTreeRegressor(_SplitLaws, DecisionTreeRegressor):
         self._grown = replace(grown, centre=centre)
         self.tree_ = _value_tree(self._grown, X.shape[1])
         self._prune_tree()
+        if self.ccp_alpha > 0: self._grown = _pruned(self._grown, self.tree_)
         return self
 
 # %% ../nbs/60_trees.ipynb #77b0e3f8
+def _tree(model):
+    "The fitted tree; raises TypeError for a model that is none."
+    check_is_fitted(model)
+    if not hasattr(model, "tree_"): raise TypeError(f"{type(model).__name__} is not a single decision tree: compare its trees, or in average_sensitivity pass distance=lambda a, b: prediction_disagreement(a, b, X)")
+    return model.tree_
+
 def _skeleton(model):
     "What the distance looks at: features (names if there are), thresholds, children, depth and predicted class of every node."
-    check_is_fitted(model)
-    tree, names = model.tree_, getattr(model, "feature_names_in_", None)
+    tree, names = _tree(model), getattr(model, "feature_names_in_", None)
     feature = tree.feature if names is None else np.append(names, "")[np.maximum(tree.feature, -1)]
     label = model.classes_[tree.value[:, 0].argmax(1)] if is_classifier(model) else np.zeros(tree.node_count)
     return feature, tree.threshold, tree.children_left, tree.children_right, label
@@ -746,7 +771,7 @@ def tree_distance(a: BaseEstimator,  # Fitted scikit-learn tree, ours or not
                   labels: bool = True,  # Count leaves that predict different classes as a difference
                  ) -> float:  # Distance in [0, 1]: 0 the same tree, 1 different from the root on; a metric for a fixed depth
     "The share of the complete tree that lies below the topmost positions at which two trees differ."
-    if depth is None: depth = max(a.tree_.max_depth, b.tree_.max_depth)
+    if depth is None: depth = max(_tree(a).max_depth, _tree(b).max_depth)
     return float(sum(node_weight(k, depth) for _, _, k in differing_nodes(a, b, depth, thresholds, labels)))
 
 # %% ../nbs/60_trees.ipynb #da9b459a
@@ -843,6 +868,7 @@ def rows_that_move_the_grid(X: np.ndarray,  # Training table, (B D)
     "The rows without which a feature would get another step; edges outside the rows' range never matter."
     moved = np.zeros(len(X), bool)
     if feature_range is not None or not isinstance(grid, str): return moved
+    if grid not in ("nice", "linspace", "quantile"): raise ValueError(f'grid must be "nice", "linspace" or "quantile", got {grid!r}')
     if grid == "quantile" or len(X) < 3: return ~moved
     X = np.asarray(X, np.float32).astype(float)
     low, low2, high2, high = np.partition(X, [0, 1, -2, -1], axis=0)[[0, 1, -2, -1]]
@@ -890,28 +916,32 @@ def leave_one_out(model: BaseEstimator,  # Decision tree, ours or scikit-learn's
         distance[i], node[i] = sum(node_weight(k, depth) for _, _, k in found), found[0][0] if found else -1
     return LeaveOneOut(full, distance, node, refit)
 
+def _present(model, y, sample_weight):
+    "The rows that a fit looks at: those of positive weight, the class weight included, (B,)."
+    return _class_weighted(model, np.asarray(y), np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, float)) > 0
+
 def _walk(full, X, y, sample_weight):
     "Topmost change and distance for every row of a stable tree, and the rows for which that is not the whole story."
     grown = full._grown
     first, node = np.full(len(grown.order), -1), np.full(len(y), -1)
     _first_changes(grown.table, grown.law, np.uint64(grown.seed % 2**64), _scratch(grown.table, grown.n_classes),
                    grown.node, grown.path, grown.total, grown.order, first, np.empty(grown.n_classes + 2))
-    node[np.ones(len(y), bool) if sample_weight is None else np.asarray(sample_weight) > 0] = first
+    node[_present(full, y, sample_weight)] = first
     distance = np.where(node < 0, 0.0, node_weight(grown.node[node, 6], grown.law[4]))
     return node, distance, _must_refit(full, X, y, sample_weight)
 
 # %% ../nbs/60_trees.ipynb #2b339008
 def _must_refit(model, X, y, sample_weight):
     "Rows for which the walk is not the whole story: they move the grid or take a class with them; all, if the tree is pruned."
-    X, present = validate_data(model, X, dtype=np.float32, reset=False), np.ones(len(y), bool)
-    if sample_weight is not None: present = np.asarray(sample_weight) > 0
+    X, present = validate_data(model, X, dtype=np.float32, reset=False), _present(model, y, sample_weight)
     refit = np.zeros(len(y), bool)
     refit[present] = rows_that_move_the_grid(X[present], model.n_thresholds, model.grid, model.feature_range)
     special = model.ccp_alpha > 0 or getattr(model, "merge_equal_leaves", False) or model.min_weight_fraction_leaf > 0
-    if special or getattr(model, "class_weight", None) == "balanced": refit[:] = present
+    if special: refit[:] = present
+    if getattr(model, "class_weight", None) == "balanced": refit[:] = True
     if is_classifier(model):
         code = np.unique(np.asarray(y), return_inverse=True)[1]
-        refit |= present & (np.bincount(code[present], minlength=code.max() + 1)[code] == 1)
+        refit |= np.bincount(code)[code] == 1
     return refit
 
 # %% ../nbs/60_trees.ipynb #d7bb8063
@@ -933,7 +963,7 @@ def average_sensitivity(model: BaseEstimator,  # Any scikit-learn tree, ours or 
                         X: Any,  # Training table, (B D)
                         y: Any,  # Target, (B,)
                         k: int = 1,  # Rows deleted at a time
-                        n_draws: int | None = None,  # Random deletions; None makes all B single deletions
+                        n_draws: int | None = None,  # Random deletions, at least 2; None makes all B single deletions
                         distance: Callable | None = None,  # Distance of two fitted models; None is `tree_distance` at the model's depth
                         sample_weight: Any = None,  # Row weights, (B,)
                         seed: int = 0,  # Seed of the random deletions
@@ -941,11 +971,13 @@ def average_sensitivity(model: BaseEstimator,  # Any scikit-learn tree, ours or 
                        ) -> Sensitivity:  # Mean and interval
     "The average distance between the model and the model refitted without k rows; without refits where that is exact."
     if not 1 <= k < len(y): raise ValueError(f"k must lie in 1..{len(y) - 1}, got {k}")
+    if n_draws is not None and n_draws < 2: raise ValueError(f"an interval needs at least two deletions, got n_draws={n_draws}")
     if k > 1 and n_draws is None: raise ValueError("for k > 1 say how many deletions to draw: n_draws=100")
     if k == 1 and n_draws is None and distance is None and isinstance(model, _SplitLaws):
         values = leave_one_out(model, X, y, sample_weight).distance
         return Sensitivity(float(values.mean()), float(values.mean()), float(values.mean()), values, True)
     full, model = _fixed_seed(model, X, y, sample_weight)
+    if distance is None: _tree(full)
     rng, depth = np.random.default_rng(seed), getattr(model, "max_depth", None)
     measure = distance or (lambda a, b: tree_distance(a, b, depth))
     if n_draws is None: rows = np.arange(len(y))[:, None]
@@ -953,8 +985,9 @@ def average_sensitivity(model: BaseEstimator,  # Any scikit-learn tree, ours or 
     else: rows = [rng.choice(len(y), k, replace=False) for _ in range(n_draws)]
     one = lambda r: measure(full, _without_rows(model, X, y, sample_weight, r))
     values = np.array(Parallel(n_jobs)(delayed(one)(r) for r in progress(rows, "refits" if len(rows) > 500 else None)))
-    half = 0.0 if len(rows) == len(y) and k == 1 else 1.96 * values.std(ddof=1) / math.sqrt(len(values))
-    return Sensitivity(float(values.mean()), max(0.0, values.mean() - half), values.mean() + half, values, half == 0.0)
+    exact = k == 1 and len(rows) == len(y)
+    half = 0.0 if exact else 1.96 * values.std(ddof=1) / math.sqrt(len(values))
+    return Sensitivity(float(values.mean()), max(0.0, values.mean() - half), values.mean() + half, values, exact)
 
 # %% ../nbs/60_trees.ipynb #5a974cfe
 @dataclass(frozen=True)
@@ -1049,7 +1082,7 @@ def correct_labels(model: BaseEstimator,  # Any scikit-learn tree
     "Relabel some rows, refit, and compare the old model with the new one."
     if len(rows) != len(labels): raise ValueError(f"{len(rows)} rows and {len(labels)} labels: one label a row is needed")
     old, model = _fixed_seed(model, X, y, None)
-    fixed = np.array(y)
+    fixed = np.asarray(y).astype(np.result_type(np.asarray(y), np.asarray(labels)))
     fixed[rows] = labels
     new = clone(model).fit(X, fixed)
     return Correction(tree_distance(old, new, getattr(model, "max_depth", None)), prediction_disagreement(old, new, X_test),
@@ -1127,7 +1160,7 @@ class StableForestClassifier(_Dense, RandomForestClassifier):
         X, y, w = _checked(self, X, y, sample_weight, classify=True)
         self.classes_, cls = np.unique(y, return_inverse=True)
         self.n_classes_ = len(self.classes_)
-        if self.class_weight is not None: w = w * compute_sample_weight(self.class_weight, y)
+        w = _class_weighted(self, y, w)
         make = lambda grown, seed: _as_member(StableTreeClassifier, self, _class_tree(grown, X.shape[1]), seed)
         self.estimators_ = _grow_forest(self, X, cls, w, None, make, self.n_classes_, sample_key)
         return self
