@@ -170,19 +170,48 @@ def regression_cam(model: nn.Module,  # Any module; left as found
                    abs_activations: bool = False,  # Use |A|, for layers with negative activations
                    batch_size: int | None = None,  # Examples per forward pass; None: all at once
                    return_activations: bool = False,  # Keep A: B x K x S numbers
-                   progress: str | None = None,  # Label of a progress bar over the chunks
+                   progress: str | bool | None = None,  # Label of a progress bar over the chunks; True: "examples"
                   ) -> "RegressionCAM | list[RegressionCAM]":  # One result, or one per layer if a list was given
     "RAM-type maps of a number: one forward, one backward through the head only."
-    check_finite("the input", x)
+    _check_input(model, x)
     several = isinstance(layer, (list, tuple))
+    if several and not layer: raise ValueError("layer is an empty list; name at least one layer, or leave it out for the last spatial one")
     names = [find_layer(model, one)[0] for one in (layer if several else [layer or spatial_layer(model, x)])]
     target = _per_example(target, len(x))
     chunk = lambda xs, ts: _explain(model, xs, names, ts, reshape, abs_activations, return_activations)
-    parts = in_chunks(chunk, x, batch_size, target, label=progress)
+    parts = in_chunks(chunk, x, batch_size, target, label="examples" if progress is True else progress or None)
     results = [RegressionCAM(name, tuple(x.shape[2:]), **part) for name, part in zip(names, parts)]
     if not abs_activations and any(bool(r.negative_features.any()) for r in results):
         warnings.warn("negative activations: MoRAM can cancel or go below zero here; hook the ReLU's output or pass abs_activations=True", stacklevel=2)
+    if reshape is None and (doubt := _token_doubt(model, x, names, layer is None)): warnings.warn(doubt, stacklevel=2)
     return results if several else results[0]
+
+def _check_input(model: nn.Module,  # What the user passed
+                 x: Tensor,  # The same
+                ) -> None:  # Raises TypeError or NonFiniteError; indices (B T) of tokens pass
+    "Refuse what no layer can take."
+    if not isinstance(model, nn.Module): raise TypeError(f"model is {type(model).__name__}, expected a torch.nn.Module")
+    if not isinstance(x, Tensor): raise TypeError(f"x is {type(x).__name__}, expected a tensor; pass torch.as_tensor(x)")
+    if x.ndim > 2 and not x.is_floating_point(): raise TypeError(f"x is {x.dtype}, expected floating point; pass for example x.float() / 255")
+    check_finite("the input", x)
+
+def _token_doubt(model: nn.Module,  # Any module
+                 x: Tensor,  # Input, (B ...)
+                 names: Sequence[str],  # Layers that were explained
+                 automatic: bool,  # No layer was named
+                ) -> str:  # What to warn of, "" for nothing
+    "Where channels and tokens may have been confused: shapes alone do not tell (B T K) from (B K L)."
+    layers, first = dict(model.named_modules()), (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+    part = lambda m: m if any(True for _ in m.parameters()) else model
+    if x.ndim == 3 and (odd := [n for n in names if not any(isinstance(m, first) for m in part(layers[n]).modules())]):
+        return (f"layer {odd[0]!r} has no convolution: if it gives tokens (B T K), they were taken for channels; "
+                "pass reshape=lambda a: a.transpose(1, 2) for a map over tokens, or reshape=lambda a: a if it is (B K L)")
+    inside, order = set(layers[names[0]].modules()), list(layers)
+    later = [layers[n] for n in order[order.index(names[0]):]]
+    if automatic and sum(type(m) is nn.LayerNorm and m not in inside for m in later) > 1:
+        return (f"the last feature map is {names[0]!r}, before the transformer and not behind it; "
+                "name a layer of the last block and pass reshape=token_grid(prefix=1), prefix=0 without a class token")
+    return ""
 
 # %% ../nbs/30_moram.ipynb #d2394f55
 def _per_example(target: Target,  # As given by the user
@@ -232,11 +261,12 @@ def token_grid(shape: Sequence[int] | None = None,  # Grid of the patches, rows 
 # %% ../nbs/30_moram.ipynb #13add095
 def find_gap_head(model: nn.Module,  # Any module
                   x: Tensor,  # A few examples, (B C *S), to check the head on
-                 ) -> tuple[str, nn.Linear]:  # Layer that is pooled, and the linear layer; raises LayerError if the tail is anything else
+                 ) -> tuple[str, nn.Linear]:  # Layer that is pooled, and the linear layer; raises LayerError if the tail is anything else, NonFiniteError on NaN
     "The two things RAM needs: the last feature map and the linear head behind its global average."
+    _check_input(model, x)
     layer = spatial_layer(model, x)
     output, a = capture(model, x, layer)
-    y, pooled = unwrap_output(output).detach(), a.detach().flatten(2).mean(2)
+    y, pooled = check_finite("the output of the model", unwrap_output(output).detach()), a.detach().flatten(2).mean(2)
     heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features == pooled.shape[1]]
     for head in heads[::-1]:
         with torch.no_grad(): z = head(pooled).reshape(len(x), -1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .core import Target, UnsupportedOp, check_finite, eval_mode, resolve_target
+from .core import Target, UnsupportedOp, check_finite, eval_mode, resolve_target, unwrap_output
 from .metrics import spearman
 
 # %% ../nbs/20_rlrp.ipynb #842b751d
@@ -1421,7 +1421,7 @@ def stability_report(model: nn.Module,  # A float32 or float64 model; copies are
     "Change of the maps under input, weight and precision perturbations, and growth of their mass."
     if not isinstance(methods, Mapping): methods = {m: (lambda model, x, t, m=m: relevance_map(model, x, t, method=m)) for m in methods}
     x64, double = x.double(), copy.deepcopy(model).double().eval()
-    with torch.no_grad(): output = double(x64)
+    with torch.no_grad(): output = unwrap_output(double(x64))
     if target is None and output.ndim == 2 and output.shape[1] > 1: target = output.argmax(1)
     f, g = resolve_target(output, target), torch.Generator().manual_seed(seed)
     noisy = x64 + noise * torch.randn(x.shape, generator=g).to(x64)

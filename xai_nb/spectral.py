@@ -16,6 +16,7 @@ import html, math, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from .attribution import grad_cam, gradient, smoothgrad
-from .core import check_finite, eval_mode, in_chunks, progress, unwrap_output
+from .core import check_finite, eval_mode, in_chunks, progress, resolve_target, unwrap_output
 from .models import fill_batchnorm, predict, swap_activations
 from .viz import Picture, explore as _explore
 
@@ -72,6 +73,7 @@ def _checked(maps: Tensor,  # Maps, (... H W)
         shapes = sorted({tuple(m.shape) for m in maps if isinstance(m, Tensor)})
         raise ValueError(f"got a list of maps with shapes {shapes}; bring them to one size and pass torch.stack(maps)")
     if not isinstance(maps, Tensor) or maps.is_complex(): raise TypeError(f"maps must be a real tensor (... H W), got {type(maps).__name__}")
+    if not maps.numel(): raise ValueError(f"maps have shape {tuple(maps.shape)} and hold no map; pass at least one")
     if maps.ndim < 2 or min(maps.shape[-2:]) < smallest:
         raise ValueError(f"maps have shape {tuple(maps.shape)}; a spectrum needs (... H W) with H and W of at least {smallest} pixels")
     maps = maps if maps.dtype in (torch.float32, torch.float64) else maps.float()
@@ -79,7 +81,7 @@ def _checked(maps: Tensor,  # Maps, (... H W)
 
 def _finite_result(result: Tensor,  # Computed from the maps
                    maps: Tensor,  # The maps
-                  ) -> Tensor:  # The result; raises NonFiniteError for the maps, or for the result if their squares overflow
+                  ) -> Tensor:  # The result; raises NonFiniteError, for the maps if they are the cause
     "NaN and infinity in a map reach its result, so only a bad result needs a search."
     if not bool(torch.isfinite(result).all()): check_finite("maps", maps); check_finite("the spectrum", result)
     return result
@@ -100,12 +102,26 @@ def _chunk(maps: Tensor,  # (B H W)
 # %% ../nbs/10_spectral.ipynb #3f127d93
 def _area(maps: Tensor,  # (B H W)
          ) -> Tensor:  # (B,), cycles per pixel
-    "Mean radius of the spectrum, weighted by energy: one transform, squared in place, and one product."
+    "Mean radius of the spectrum, weighted by energy. Where squares may overflow or vanish, the maps are scaled and it is done again."
+    energy, first, rounding = _sums(maps)
+    number = torch.finfo(maps.dtype)
+    if bool(((energy > rounding) & (energy > number.tiny / number.eps**2) & (energy < math.inf)).all()): return first / energy
+    energy, first, _ = _sums(_unit(maps))
+    return _ratio(first, energy, is_constant(maps))
+
+def _sums(maps: Tensor,  # (B H W)
+         ) -> tuple[Tensor, Tensor, Tensor]:  # Energy, radius times energy, and the rounding error of the constant part, (B,) each
+    "One transform, squared in place, and one product."
     parts = torch.view_as_real(torch.fft.rfft2(maps)).flatten(1)
     power = parts.square() if parts.requires_grad else parts.square_()
     energy, first = (power @ _moments(*maps.shape[-2:], str(maps.device), maps.dtype).T).T
-    rounding = (16 * torch.finfo(maps.dtype).eps) ** 2 * power[:, 0].detach()  # of the constant part
-    return _ratio(first, energy, is_constant(maps)) if bool((energy <= rounding).any()) else first / energy
+    return energy, first, (16 * torch.finfo(maps.dtype).eps) ** 2 * power[:, 0].detach()
+
+def _unit(maps: Tensor,  # (... H W)
+         ) -> Tensor:  # (... H W), largest magnitude of each map in [1, 2)
+    "Divide each map by a power of two: that is exact, and its squares neither overflow nor vanish."
+    top = maps.detach().abs().amax((-2, -1), keepdim=True)
+    return maps / torch.where(top > 0, top / (2 * torch.frexp(top).mantissa), 1)
 
 def _ratio(above: Tensor,  # (B,)
            below: Tensor,  # (B,)
@@ -168,7 +184,7 @@ def _ring_mean(maps: Tensor,  # (B H W)
                paper: bool,  # True: keep the constant part and divide by the number of rings
               ) -> Tensor:  # (B,)
     "Expected ring, on the scale 0 to 1."
-    rings = _rings(maps)
+    rings = _rings(_unit(maps))
     place = torch.linspace(0, 1, rings.shape[-1], device=maps.device, dtype=maps.dtype)
     if not paper: rings = torch.cat([torch.zeros_like(rings[:, :1]), rings[:, 1:]], 1)
     mean = _ratio(rings @ place, rings.sum(-1), is_constant(maps))
@@ -187,7 +203,7 @@ def expected_frequency(maps: Tensor,  # Maps, (... H W), signed, any unit, chann
     maps = _checked(maps, finite=ranked)  # ranks would hide NaN
     flat = maps.reshape(-1, *maps.shape[-2:])
     measure = _area if mode == "area" else partial(_ring_mean, paper=mode == "paper")
-    size = batch_size or _chunk(flat, 2**18 if ranked or mode != "area" else 2**19)
+    size = _chunk(flat, 2**18 if ranked or mode != "area" else 2**19) if batch_size is None else batch_size
     result = in_chunks(lambda m: measure(rank_map(m) if ranked else m), flat, size)
     return _finite_result(result, maps).reshape(maps.shape[:-2])
 
@@ -200,14 +216,14 @@ def tail_fraction(maps: Tensor,  # Maps, (... H W)
     maps = _checked(maps)
     flat = maps.reshape(-1, *maps.shape[-2:])
     beyond = (_grid_of(maps)[0] > cutoff).to(maps)
-    share = in_chunks(lambda m: _ratio((e := _energy(m)) @ beyond, e.sum(-1), is_constant(m)), flat, _chunk(flat))
+    share = in_chunks(lambda m: _ratio((e := _energy(_unit(m))) @ beyond, e.sum(-1), is_constant(m)), flat, _chunk(flat))
     return share.reshape(maps.shape[:-2])
 
 # %% ../nbs/10_spectral.ipynb #859c7175
 def tail_slope(maps: Tensor,  # Maps, (... H W)
               ) -> Tensor:  # Slope p of `ring energy ~ radius**p` between 1/8 and 1/2 cycles per pixel, (...); 0 for a constant map
     "How fast the spectrum falls off: least squares in log-log scale."
-    rings, size = radial_spectrum(maps), min(maps.shape[-2:])
+    rings, size = radial_spectrum(_unit(_checked(maps))), min(maps.shape[-2:])
     low, high = max(1, size // 8), size // 2
     u = torch.arange(low, high + 1, device=rings.device).to(rings).log()
     v = rings[..., low:high + 1].clamp_min(torch.finfo(rings.dtype).tiny).log()
@@ -290,10 +306,12 @@ def explained(model: nn.Module,  # Classifier or regressor
 def _classes(model: nn.Module,  # What `explained` returned
              x: Tensor,  # Images, (B C H W)
              target: Any,  # None, int, or one index per image
-            ) -> Any:  # The target with None replaced by the class predicted on the clean image
+            ) -> Any:  # The target with None replaced by the class predicted on the clean image; ValueError if it does not fit
     "The class of the clean image, fixed once for all methods."
+    if callable(target): return target
     with torch.no_grad(), eval_mode(model): out = unwrap_output(model(x))
-    if out.ndim < 2 or out.shape[1] == 1 or callable(target): return target
+    if target is not None: resolve_target(out, target)  # refuses a wrong length or range, which `expand` would hide
+    if out.ndim < 2 or out.shape[1] == 1: return target
     return out.argmax(1) if target is None else torch.as_tensor(target, device=out.device).expand(len(x))
 
 # %% ../nbs/10_spectral.ipynb #ff25ad19
@@ -438,9 +456,10 @@ class ShiftedSoftplus(nn.Module):
 # %% ../nbs/10_spectral.ipynb #16ddb339
 def _positive(name: str,  # Of the parameter
               value: float,  # What the user gave
-             ) -> float:  # The same; raises ValueError unless positive and finite
+             ) -> float:  # The same as a plain float, also from NumPy and 0-d tensors; raises ValueError unless positive and finite
     "A width or a sharpness must be positive."
-    if not (isinstance(value, (int, float)) and 0 < value < math.inf): raise ValueError(f"{name} is {value!r}; expected a positive finite number")
+    if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0: value = value.item()
+    if not (isinstance(value, Real) and 0 < value < math.inf): raise ValueError(f"{name} is {value!r}; expected a positive finite number")
     return float(value)
 
 # %% ../nbs/10_spectral.ipynb #0dbc7b84
@@ -508,7 +527,26 @@ def smooth(model: nn.Module,  # Any model with ReLU, as modules (also in-place) 
         raise ValueError(f"no {', '.join(k.__name__ for k in old)} module found in {type(model).__name__}; pass example=images to look for functional calls, or name the kinds with old=")
     if report.missed: warnings.warn(f"left alone, as it cannot be replaced: {', '.join(report.missed)}", stacklevel=2)
     copy.swapped = report
+    if (example is None or report.calls) and report.modules != ("",): _picklable(type(copy), new, tuple(old))
     return copy if calibrate is None else fill_batchnorm(copy, calibrate)
+
+def _picklable(kind: type[nn.Module],  # The subclass that `swap_activations` made to catch functional calls
+               new: nn.Module,  # The smooth activation
+               old: tuple[type[nn.Module], ...],  # What it replaces
+              ) -> None:  # Changes `kind`
+    "That subclass has no name to be found by, so say how to make it again."
+    parent = kind.__mro__[1]
+    kind.__reduce_ex__ = lambda self, protocol: (_remade, (parent, new, old), *parent.__reduce_ex__(self, protocol)[2:])
+
+def _remade(kind: type[nn.Module],  # Class of the user's model
+            new: nn.Module,  # The smooth activation
+            old: tuple[type[nn.Module], ...],  # What it replaces
+           ) -> nn.Module:  # Empty; pickle and `copy.deepcopy` fill in the rest
+    "A model of that class whose functional calls are caught."
+    model = kind.__new__(kind)
+    nn.Module.__init__(model)
+    _picklable(type(swap_activations(model, new, old=old, copied=False)[0]), new, old)
+    return model
 
 # %% ../nbs/10_spectral.ipynb #1a97c49c
 def _smooth_activation(kind: str,  # As in `smooth`
@@ -558,37 +596,42 @@ def _epoch(model: nn.Module,  # In training mode
         loss = nn.functional.cross_entropy(model(x), y)
         if penalty: loss = loss + penalty * ef_penalty(model, x, y)
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        for p, g in zip(parameters, torch.autograd.grad(loss, parameters)): p.grad = g
+        for p, g in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True)): p.grad = g
         optimiser.step()
         total += float(loss.detach()) * len(rows)
-    optimiser.zero_grad()
     return total / len(images)
 
 # %% ../nbs/10_spectral.ipynb #9bff5ce9
-def train_matched(model: nn.Module,  # Classifier; its weights are changed in place
+def train_matched(model: nn.Module,  # Classifier; its weights are changed in place, those that require a gradient
                   train: Any,  # `Images` to learn from
                   validation: Any,  # `Images` that decide when to stop
                   *,
                   stop_at: float | None = None,  # Validation accuracy to stop at, 0 to 1; None: run all epochs
-                  epochs: int = 20,  # At most this many
+                  epochs: int = 20,  # At most this many, 1 or more
                   lr: float = 3e-3,  # Learning rate of Adam, times 1 - 1e-4 after each epoch
                   batch_size: int = 128,  # Images per step
                   penalty: float = 0.0,  # Weight of `ef_penalty`; 0: plain cross-entropy as in the paper
-                  seed: int = 0,  # Order of the images
-                 ) -> Training:  # Accuracy per epoch and whether the stop was reached; train/eval flags are restored
+                  seed: int = 0,  # Order of the images, and dropout
+                 ) -> Training:  # Accuracy per epoch and whether the stop was reached; flags, `.grad` and random state are restored
     "Train until the validation accuracy is reached, so that networks are compared when they are equally good."
     if stop_at is not None and not 0 < stop_at <= 1: raise ValueError(f"stop_at is {stop_at}; expected an accuracy between 0 and 1")
+    if epochs < 1: raise ValueError(f"epochs is {epochs}, expected 1 or more")
     generator, device = _generator(seed), next(model.parameters()).device
-    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
     decay = torch.optim.lr_scheduler.ExponentialLR(optimiser, 1 - 1e-4)
     flags, scores, losses = [(m, m.training) for m in model.modules()], [], []
-    for _ in progress(range(epochs), "epochs"):
-        model.train()
-        losses.append(_epoch(model, train, optimiser, penalty, batch_size, generator, device))
-        decay.step()
-        scores.append(float((predict(model, validation.x.to(device)).argmax(1).cpu() == validation.y.cpu()).float().mean()))
-        if stop_at is not None and scores[-1] >= stop_at: break
-    for m, flag in flags: m.training = flag
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(seed)
+        try:
+            for _ in progress(range(epochs), "epochs"):
+                model.train()
+                losses.append(_epoch(model, train, optimiser, penalty, batch_size, generator, device))
+                decay.step()
+                scores.append(float((predict(model, validation.x.to(device)).argmax(1).cpu() == validation.y.cpu()).float().mean()))
+                if stop_at is not None and scores[-1] >= stop_at: break
+        finally:
+            optimiser.zero_grad()
+            for m, flag in flags: m.training = flag
     return Training(tuple(scores), tuple(losses), stop_at is not None and scores[-1] >= stop_at)
 
 # %% ../nbs/10_spectral.ipynb #b67c61db
