@@ -7,7 +7,7 @@ __all__ = ['gradient', 'gradient_x_input', 'smoothgrad', 'integrated_gradients',
            'guided_grad_cam', 'occlusion']
 
 # %% ../nbs/03_attribution.ipynb #ed9fb02c
-import math
+import math, warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .core import LayerError, Target, capture, check_finite, eval_mode, in_chunks, resolve_target, unwrap_output
+from .core import LayerError, Target, capture, check_finite, check_target, eval_mode, in_chunks, resolve_target, unwrap_output
 
 # %% ../nbs/03_attribution.ipynb #7c500e9b
 @contextmanager
@@ -36,11 +36,12 @@ def _checked(x: Tensor,  # Input batch, (B ...)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; pass a floating-point tensor, for example x.float()")
     if x.ndim < 2 or (ndim and x.ndim != ndim):
-        want = "(B C H W)" if ndim == 4 else "(B ...) with a batch axis"
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected {want}; add the missing axis with x[None]")
+        want = "(B ...) with a batch axis; add the missing axis with x[None]"
+        if ndim == 4: want = "(B C H W); make one image (C H W) a batch with x[None], and sequences (B C L) images of one row with x[:, :, None]"
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected {want}")
     if not len(x): raise ValueError("x holds no examples")
     with torch.inference_mode(False):
-        if isinstance(target, Sequence): target = torch.as_tensor(target)
+        target = check_target(target, len(x))
         if isinstance(target, Tensor) and target.is_inference(): target = target.clone()
         return check_finite("x", x.clone() if x.is_inference() else x.detach()), target
 
@@ -296,15 +297,16 @@ def _none_found(model: Callable,  # Module or function
 # %% ../nbs/03_attribution.ipynb #4ed76033
 def spatial_layer(model: nn.Module,  # Any module
                   x: Tensor,  # Input, (B C *S); the first example is run
-                 ) -> str:  # Dotted name of the last layer that ran once and kept positions; raises LayerError if there is none
+                 ) -> str:  # Dotted name of the last layer that ran once and kept positions; raises LayerError if there is none, warns if tokens follow
     "The layer whose output is the last feature map before pooling or flattening."
-    runs, last = Counter(), []  # `last`: modules that returned the newest feature map, and that tensor with its version
+    runs, last, tokens = Counter(), [], []  # `last`: modules that returned the newest feature map, and that tensor with its version
 
     def note(name):
         def hook(module, args, out):
             runs[name] += 1
+            if isinstance(out, Tensor) and out.ndim == 3 < x.ndim and out.shape[1] > 1 and module._parameters: tokens.append(name)
             if not isinstance(out, Tensor) or out.ndim != x.ndim or out.shape[2:].numel() < 2 or not name: return
-            if not last or last[0][1] is not out or last[0][2] != out._version: last.clear()
+            if not last or last[0][1] is not out or last[0][2] != out._version: last.clear(); tokens.clear()
             last.append((name, out, out._version, not any(module.children())))
         return hook
     with torch.inference_mode(False), torch.no_grad(), eval_mode(model), ExitStack() as stack:
@@ -314,6 +316,8 @@ def spatial_layer(model: nn.Module,  # Any module
     once = [name for name, *_ in last[start:] if runs[name] == 1]
     if not once: raise LayerError(f"no usable feature map in the forward pass (last candidates: {[n for n, *_ in last]}, "
                                   "a candidate must run once); name a layer with layer=")
+    if tokens: warnings.warn(f"{once[0]!r} is the last layer with positions as (B C H W), but layers up to {tokens[-1]!r} go on with tokens (B T D): its map says "
+                             "where patches enter a transformer, not what becomes of them; prefer a method that takes no layer, or name the layer", stacklevel=2)
     return once[0]
 
 # %% ../nbs/03_attribution.ipynb #12de157f
@@ -378,7 +382,7 @@ def occlusion(model: Callable,  # Module or any function; no gradient needed
     "How much the output drops when a window is covered, averaged over the windows that cover a pixel."
     x, target = _checked(x, target, 4)
     boxes = _windows(x, window, stride)
-    if return_residual and stride not in (None, window): raise ValueError("drops can add up only where windows tile: leave stride out")
+    if return_residual and stride is not None and _pair(stride) != _pair(window): raise ValueError("drops can add up only where windows tile: leave stride out")
     with _explaining(model), torch.no_grad():
         cover, gap = _baseline(x, baseline), 0
         total, count = x.new_zeros(len(x), 1, *x.shape[2:]), x.new_zeros(x.shape[2:])
@@ -392,13 +396,17 @@ def occlusion(model: Callable,  # Module or any function; no gradient needed
         return (maps, gap - score + _score(model, cover, target, batch_size)) if return_residual else maps
 
 # %% ../nbs/03_attribution.ipynb #aae9642f
+def _pair(v: int | tuple[int, int],  # One number for both, or two
+         ) -> tuple[int, int]:  # Along height and width
+    "A size in pixels as two numbers."
+    return (v, v) if isinstance(v, int) else tuple(v)
+
 def _windows(x: Tensor,  # (B C H W)
              window: int | tuple[int, int],  # Size, pixels
              stride: int | tuple[int, int] | None,  # Step, pixels
             ) -> list[tuple[slice, slice]]:  # Rows and columns of each window
     "All window positions, the last ones cut off at the border; ValueError for sizes that do not fit."
-    pair = lambda v: (v, v) if isinstance(v, int) else tuple(v)
-    size, step = pair(window), pair(window if stride is None else stride)
+    size, step = _pair(window), _pair(window if stride is None else stride)
     if not all(1 <= w <= n for w, n in zip(size, x.shape[2:])): raise ValueError(f"window {size} does not fit an image of {tuple(x.shape[2:])}")
     if not all(1 <= s <= w for s, w in zip(step, size)): raise ValueError(f"stride {step} leaves pixels uncovered by windows of {size}; use 1 ... {size}")
     starts = [range(0, s * (math.ceil((n - w) / s) + 1), s) for n, w, s in zip(x.shape[2:], size, step)]

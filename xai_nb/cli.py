@@ -348,7 +348,7 @@ class Preparation:
         from PIL import Image, ImageOps
         from torchvision.transforms.functional import center_crop, resize, to_tensor
         if not path.is_file(): raise CliError(f"no picture file {path}")
-        try: picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        try: picture = _eight_bits(ImageOps.exif_transpose(Image.open(path))).convert("RGB")
         except Exception as e: raise CliError(f"cannot read {path} as a picture: {_one_line(e)}") from e
         return to_tensor(center_crop(resize(picture, self.resize, antialias=True), [self.size, self.size]))
 
@@ -358,6 +358,16 @@ class Preparation:
         "What the model sees."
         from torchvision.transforms.functional import normalize
         return normalize(picture, self.mean, self.std)[None]
+
+def _eight_bits(picture: Any,  # PIL picture
+               ) -> Any:  # The same; a grey one of 16 bits with 8, which Pillow would clip to white instead; raises ValueError for other ranges
+    "What can be converted to RGB."
+    if picture.mode[0] not in "IF": return picture
+    import numpy as np
+    from PIL import Image
+    values = np.asarray(picture)
+    if picture.mode == "F" or values.min() < 0 or values.max() > 65535: raise ValueError("its numbers have neither 8 nor 16 bits")
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 def find_preparation(args: argparse.Namespace,  # What the parser found
                     ) -> Preparation:  # As the named weights want it, then as the flags say
@@ -375,7 +385,7 @@ def find_preparation(args: argparse.Namespace,  # What the parser found
 def _mistakes() -> Iterator[None]:  # A context
     "Turn the library's errors about wrong input into one line in the words of the command."
     try: yield
-    except (ValueError, TypeError, RuntimeError, OSError) as e:
+    except (ValueError, TypeError, RuntimeError, OSError, AssertionError) as e:
         raise CliError(_one_line(e).replace("download=True", "--download").replace("n_classes", "--classes")) from e
 
 def _one_line(error: Exception,  # Any error

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Target', 'LayerError', 'NonFiniteError', 'DataNotFound', 'UnsupportedOp', 'check_finite', 'current_scale',
            'best_device', 'versions', 'device_name', 'scale', 'seed_all', 'splitmix64', 'hash_key', 'keyed_uniform',
-           'row_keys', 'eval_mode', 'unwrap_output', 'resolve_target', 'find_layer', 'capture', 'progress', 'in_chunks',
-           'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result', 'load_results']
+           'row_keys', 'eval_mode', 'unwrap_output', 'resolve_target', 'check_target', 'find_layer', 'capture',
+           'progress', 'in_chunks', 'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result',
+           'load_results']
 
 # %% ../nbs/00_core.ipynb #7ff944e8
 import contextlib, difflib, gc, json, os, platform, random, statistics, time
@@ -180,16 +181,16 @@ def unwrap_output(output: Any,  # What a model returned
     raise TypeError(f"the model returned {type(output).__name__}; expected a tensor, a tuple that starts with one, or an object with .logits")
 
 # %% ../nbs/00_core.ipynb #e1b95b36
-Target = int | Tensor | Sequence[int] | Callable[[Tensor], Tensor] | None
+Target = int | Tensor | np.ndarray | Sequence[int] | Callable[[Any], Tensor] | None
 
-def resolve_target(output: Any,  # Model output: (B,), (B 1) or (B K), also in a tuple or behind `.logits`
-                   target: Target = None,  # Class index, one index per example, a callable (B K) -> (B,), or None
+def resolve_target(output: Any,  # Model output: (B,), (B 1) or (B K), also in a tuple or behind `.logits`; anything, for a callable
+                   target: Target = None,  # Class index, one index per example, a callable output -> (B,), or None
                    *,
                    strict: bool = False,  # True: None is an error for (B K); False: None is the predicted class
                   ) -> Tensor:  # (B,), the number that is explained for each example
     "Pick the number to explain: (B,) and (B 1) explain themselves, (B K) takes a target."
+    if callable(target): return _from_callable(output, target)
     y = unwrap_output(output)
-    if callable(target): return _from_callable(y, target)
     if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
     if y.ndim == 1: return _single_output(y, target)
     if y.ndim != 2: raise ValueError(f"the model output has shape {tuple(y.shape)}; expected (B,), (B 1) or (B K), or pass a callable target")
@@ -199,22 +200,36 @@ def resolve_target(output: Any,  # Model output: (B,), (B 1) or (B K), also in a
     return y.gather(1, _class_index(target, y)[:, None])[:, 0]
 
 # %% ../nbs/00_core.ipynb #158688ec
-def _from_callable(y: Tensor,  # Model output
-                   target: Callable[[Tensor], Tensor],  # The user's function
+def check_target(target: Target,  # As the user gave it
+                 n: int,  # Number of examples
+                ) -> Target:  # A sequence or array as a tensor (n,), so that it is cut like its batch; an index, a callable or None as it is
+    "What to do with a target before a batch is cut: afterwards nobody sees that its length was wrong."
+    if target is None or callable(target): return target
+    try: index = torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError): raise TypeError(f"target is {target!r}; expected a class index, one per example, a callable (B K) -> (B,), or None") from None
+    if index.ndim and index.shape != (n,): raise ValueError(f"target has shape {tuple(index.shape)} for {n} examples; give one index, or one per example")
+    return index if index.ndim else target
+
+def _from_callable(output: Any,  # Model output
+                   target: Callable[[Any], Tensor],  # The user's function of the output's tensor, or of the whole output if it has none
                   ) -> Tensor:  # (B,)
     "Apply a user's target and check that it gives one number per example."
+    try: y = unwrap_output(output)
+    except TypeError: y = output  # a dict, for example: the callable knows what to take
     out = target(y)
     if isinstance(out, Tensor) and out.ndim == 2 and out.shape[1] == 1: out = out[:, 0]
-    if not isinstance(out, Tensor) or out.shape != y.shape[:1]:
+    parts = [y] if isinstance(y, Tensor) else y.values() if isinstance(y, Mapping) else ()
+    shapes = [tuple(p.shape[:1]) for p in parts if isinstance(p, Tensor)]  # in a dict one of them is the batch
+    if not isinstance(out, Tensor) or (out.shape not in shapes if shapes else out.ndim != 1):
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"the target callable returned {got}; expected one number per example, shape ({y.shape[0]},)")
+        raise ValueError(f"the target callable returned {got}; expected one number per example, shape {shapes[0] if shapes else '(B,)'}")
     return out
 
 def _single_output(y: Tensor,  # (B,)
                    target: Any,  # None, or the index 0, once or per example
                   ) -> Tensor:  # (B,)
     "An output of one number explains itself; any index but 0 is a mistake worth saying."
-    if target is not None and bool((torch.as_tensor(target) != 0).any()):
+    if target is not None and bool((torch.as_tensor(check_target(target, len(y))) != 0).any()):
         raise ValueError(f"the model has one output, so target={target!r} names nothing; leave it out")
     return y
 
@@ -222,11 +237,9 @@ def _class_index(target: Any,  # An int, or one per example
                  y: Tensor,  # (B K)
                 ) -> Tensor:  # (B,) int64 on the device of `y`
     "Class indices, checked against the number of outputs and of examples."
-    try: index = torch.as_tensor(target, device=y.device)
-    except (TypeError, ValueError, RuntimeError): raise TypeError(f"target is {target!r}; expected a class index, one per example, a callable (B K) -> (B,), or None") from None
+    index = torch.as_tensor(check_target(target, len(y)), device=y.device)
     if index.is_floating_point() or index.dtype == torch.bool: raise TypeError(f"target must hold integers, got {index.dtype}")
     if index.ndim == 0: index = index.expand(len(y))
-    if index.shape != y.shape[:1]: raise ValueError(f"target has shape {tuple(index.shape)} for {len(y)} examples; give one index, or one per example")
     wrong = (index < 0) | (index >= y.shape[1])
     if bool(wrong.any()): raise ValueError(f"target {int(index[wrong][0])} is outside 0 ... {y.shape[1] - 1}")
     return index.long()
@@ -306,14 +319,14 @@ def progress(iterable: Iterable,  # What to go through
 def in_chunks(fn: Callable,  # Function of (x, *args) that treats examples independently
               x: Tensor,  # (B ...)
               batch_size: int | None = None,  # Examples per call; None: all at once
-              *args: Any,  # Passed on; tensors with B rows are cut alike
+              *args: Any,  # Passed on; tensors and arrays with B rows are cut alike
               label: str | None = None,  # Label of a progress bar, None for no bar
              ) -> Any:  # Tensor, tuple or dict of tensors, as `fn` returns, concatenated over examples
     "Apply `fn` to slices of a batch and put the results together."
     if batch_size is not None and batch_size < 1: raise ValueError(f"batch_size is {batch_size}, expected a positive number or None")
     n = len(x)
     size = min(batch_size or n, n) or 1
-    cut = lambda a, i: a[i:i + size] if isinstance(a, Tensor) and a.ndim and len(a) == n else a
+    cut = lambda a, i: a[i:i + size] if isinstance(a, (Tensor, np.ndarray)) and a.ndim and len(a) == n else a
     starts = range(0, max(n, 1), size)
     return _join([fn(cut(x, i), *(cut(a, i) for a in args)) for i in progress(starts, label)])
 

@@ -40,10 +40,13 @@ class Images:
         return len(self.x)
 
     def __getitem__(self,
-                    index: slice | int | Tensor | np.ndarray,  # Which pictures; an int keeps the batch axis
-                   ) -> "Images":  # The chosen pictures
+                    index: slice | int | Tensor | np.ndarray,  # Which pictures; one number keeps the batch axis
+                   ) -> "Images":  # The chosen pictures; raises IndexError for a number that is none of them, which ends a `for`
         "Cut all tensors alike."
-        index = slice(index, index + 1 or None) if isinstance(index, int) else index
+        if isinstance(index, (int, np.integer)) or (isinstance(index, (Tensor, np.ndarray)) and index.ndim == 0):
+            i = int(index)
+            if not -len(self) <= i < len(self): raise IndexError(f"no picture {i} among {len(self)}")
+            index = slice(i, i + 1 or None)
         return replace(self, x=self.x[index], y=self.y[index], mask=None if self.mask is None else self.mask[index])
 
     def to(self,

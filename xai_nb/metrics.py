@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 
-from .core import Target, check_finite, eval_mode, in_chunks, resolve_target, unwrap_output
+from .core import Target, check_finite, check_target, eval_mode, in_chunks, resolve_target, unwrap_output
 
 # %% ../nbs/04_metrics.ipynb #205c646e
 @dataclass(frozen=True)
@@ -178,6 +178,7 @@ def _measured(y: Tensor,  # Model output for some rows
     if measure == "probability": return resolve_target(y.softmax(1), target)
     if measure != "agreement": raise ValueError(f"measure is {measure!r}; expected 'output', 'probability' or 'agreement'")
     if callable(target): raise ValueError("measure='agreement' compares classes; pass target as an index, one index per image, or None")
+    resolve_target(y, target)  # refuses a class that does not exist
     return (y.argmax(1) == torch.as_tensor(target, device=y.device)).to(y.dtype)
 
 def _masking(model: Callable,  # Module or function
@@ -210,11 +211,12 @@ def _masking_input(x: Tensor,  # Images
                    fractions: Sequence[float],  # Shares
                   ) -> tuple[Tensor, Tensor]:  # (B P) place of each pixel, (F,) shares
     "Check images, maps and fractions."
+    if not x.is_floating_point(): raise TypeError(f"x is {x.dtype}; pass a floating-point tensor, for example x.float()")
     if x.ndim != 4: raise ValueError(f"x has shape {tuple(x.shape)}, expected (B C H W)")
     if maps.ndim == 4 and maps.shape[1] != 1: raise ValueError(f"maps have {maps.shape[1]} channels; reduce them first, for example maps.sum(1)")
     scores = maps[:, 0] if maps.ndim == 4 else maps
     if scores.shape != (len(x), *x.shape[2:]): raise ValueError(f"maps {tuple(maps.shape)} do not fit x {tuple(x.shape)}; upsample them first")
-    share = torch.as_tensor(fractions, dtype=x.dtype, device=x.device)
+    share = torch.as_tensor(fractions, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)  # half precision cannot count pixels
     if share.ndim != 1 or len(share) < 2 or bool((share.diff() <= 0).any() | (share < 0).any() | (share > 1).any()):
         raise ValueError("fractions must be two or more increasing numbers in 0 ... 1")
     check_finite("x", x)
@@ -226,8 +228,8 @@ def _clean_target(model: Callable,  # In eval mode
                   batch_size: int,  # Rows per pass
                  ) -> Target:  # None only where the output is one number
     "The predicted classes of the clean images where no target is given."
-    if isinstance(target, (Sequence, Tensor)): return torch.as_tensor(target, device=x.device)
-    if target is not None: return target
+    target = check_target(target, len(x))
+    if target is not None: return target.to(x.device) if isinstance(target, Tensor) else target
     y = in_chunks(lambda rows: unwrap_output(model(rows)), x, batch_size)
     return y.argmax(1) if y.ndim == 2 and y.shape[1] > 1 else None
 
@@ -299,10 +301,11 @@ def spearman(a: Tensor,  # (B ...)
 def bootstrap_interval(values: Tensor | np.ndarray | Sequence[float],  # (B,) or (B F), one row per image; NaN rows of a column are left out
                        seed: int = 0,  # Seed of the resampling
                        *,
-                       level: float = 0.95,  # Coverage
+                       level: float = 0.95,  # Coverage, in 0 ... 1
                        resamples: int = 2000,  # Number of bootstrap samples
                       ) -> tuple:  # mean, low, high: floats for (B,), float64 tensors (F,) for (B F)
     "The mean over the first axis with a percentile bootstrap interval."
+    if not 0 < level <= 1: raise ValueError(f"level is {level}, expected a share in 0 ... 1, for example 0.95")
     v = torch.as_tensor(values).detach().double().cpu().numpy()
     if v.ndim not in (1, 2) or not len(v): raise ValueError(f"values have shape {v.shape}, expected (B,) or (B F) with B > 0")
     columns, known = v.reshape(len(v), -1), ~np.isnan(v.reshape(len(v), -1))

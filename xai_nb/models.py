@@ -283,8 +283,8 @@ def fit(model: nn.Module,  # Trained in place
         weight_decay: float = 0.0,  # AdamW's
         clip: float | None = None,  # Largest norm of the gradient, None for no limit
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,  # (x, generator) -> x, per batch
-        validation: Images | None = None,  # Scored after each epoch
-        score: Callable[[nn.Module, Images], float] | None = None,  # Larger is better; None: accuracy or R squared
+        validation: Images | tuple[Tensor, Tensor] | None = None,  # Scored after each epoch; a pair (x, y) as in `data`
+        score: Callable[[nn.Module, Any], float] | None = None,  # (model, validation as given), larger is better; None: accuracy or R squared
         stop_at: float | None = None,  # Stop once the validation score is at least this
         callbacks: Sequence[Callable[[SimpleNamespace], bool | None]] = (),  # Called after each epoch with model, epoch, loss, score, optimizer; True stops
         device: str | torch.device | None = None,  # None: see `best_device`
@@ -294,6 +294,7 @@ def fit(model: nn.Module,  # Trained in place
     if stop_at is not None and validation is None: raise ValueError("stop_at needs validation pictures")
     device, start = best_device(device), time.perf_counter()
     model, data = model.to(device), _examples(data).to(device)
+    if validation is not None and score is None: validation = _examples(validation)
     loss, score, g = loss or _default_loss(data.y), score or _default_score, torch.Generator().manual_seed(seed)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay)
@@ -390,7 +391,10 @@ def _random_weights(build: Callable[..., nn.Module],  # torchvision's builder
         for m in model.modules():
             if isinstance(m, nn.Linear) and not m.weight.any(): nn.init.trunc_normal_(m.weight, std=m.in_features**-0.5)
         has_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-        return fill_batchnorm(model, torch.rand(8, 3, 96, 96) if fill is None else fill) if has_norm else model
+        if not has_norm or fill is not None: return fill_batchnorm(model, fill) if has_norm else model
+        try: return fill_batchnorm(model, torch.rand(8, 3, 96, 96))
+        except RuntimeError as e:
+            raise ValueError(f"{build.__name__} does not take the noise of 96 px that fills BatchNorm; pass pictures of its size, for example fill=torch.rand(8, 3, 224, 224)") from e
 
 def _published_weights(name: str,  # torchvision's model name
                        weights: str,  # For example "DEFAULT" or "IMAGENET1K_V2"
@@ -411,13 +415,14 @@ def torchvision_model(name: str,  # For example "resnet18"
                       download: bool = False,  # Allow fetching published weights
                       n_classes: int | None = None,  # Outputs, with "random" or a file; None: torchvision's 1000
                       seed: int = 0,  # Of random weights
-                      fill: Tensor | None = None,  # Batch (B 3 H W) that fills BatchNorm of random weights; None: noise
+                      fill: Tensor | None = None,  # Batch (B 3 H W) that fills BatchNorm of random weights; None: noise of 96 px
                      ) -> nn.Module:  # In eval mode
     "Build one of torchvision's networks without surprises from the network."
     from torchvision.models import get_model_builder, list_models
     import torchvision.models
     names = list_models(module=torchvision.models)
     if name not in names: raise ValueError(f"no torchvision model {name!r}; the nearest names are {', '.join(difflib.get_close_matches(name, names, cutoff=0.3)) or names[:5]}")
+    if n_classes is not None and n_classes < 1: raise ValueError(f"n_classes is {n_classes}, expected 1 or more")
     build, options = get_model_builder(name), {} if n_classes is None else {"num_classes": n_classes}
     if str(weights) == "random": return _random_weights(build, seed, fill, options).eval()
     if Path(weights).is_file(): return load_weights(build(weights=None, **options), weights).eval()

@@ -101,12 +101,13 @@ def show_maps(images: Tensor,  # (B 1 H W) or (B 3 H W); values outside 0 ... 1 
               unit: str | Mapping[str, str] = "",  # Label of the colour bars, one for all or one per column
               *,
               share: str = "column",  # "column": one scale per column, "all": one for the figure, "cell": one per panel, without bars
-              clip: float = 100.0,  # Percentile of the magnitudes at the end of the scale
+              clip: float = 100.0,  # Percentile of the magnitudes at the end of the scale, 0 ... 100
              ) -> Picture:  # Closed figure: rows are images, columns are maps; ValueError for shapes that do not fit
     "Images beside signed maps, blue below zero, white at zero, red above."
     rows, names = len(images), list(maps)
     if titles is not None and len(titles) != rows: raise ValueError(f"{len(titles)} titles for {rows} images")
     if share not in ("column", "all", "cell"): raise ValueError(f"share is {share!r}; expected 'column', 'all' or 'cell'")
+    if not 0 <= clip <= 100: raise ValueError(f"clip is {clip}, expected a percentile in 0 ... 100")
     arrays = [_map_arrays(name, maps[name], rows) for name in names]
     limits = [_limit(a, clip) for a in arrays]
     if share == "all" and arrays: limits = [_limit(np.concatenate([a.ravel() for a in arrays]), clip)] * len(arrays)
@@ -207,10 +208,11 @@ def overlay_rgb(image: Tensor | np.ndarray,  # (1 H W), (3 H W), (H W) or (H W 3
                 map: Tensor,  # (h w) or (1 h w), any resolution; enlarged bilinearly
                 alpha: float = 0.8,  # Opacity at the largest magnitude, 0 ... 1; it falls with the root of the magnitude
                 *,
-                limit: float | None = None,  # Magnitude at the end of the scale; None: the largest in the map
+                limit: float | None = None,  # Magnitude at the end of the scale, above 0; None: the largest in the map
                ) -> np.ndarray:  # (H W 3) uint8
     "A signed map as colour over a grey picture."
     if not 0 <= alpha <= 1: raise ValueError(f"alpha is {alpha}, expected 0 ... 1")
+    if limit is not None and not limit > 0: raise ValueError(f"limit is {limit}, expected a positive magnitude, or None for the largest in the map")
     picture, values = _image_array(image), check_finite("the map", torch.as_tensor(map).detach().double().cpu())
     if values.ndim == 3 and len(values) == 1: values = values[0]
     if values.ndim != 2: raise ValueError(f"the map has shape {tuple(values.shape)}; expected (H W) or (1 H W), sum the channels first")
