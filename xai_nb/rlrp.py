@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .core import Target, UnsupportedOp, check_finite, eval_mode, resolve_target, unwrap_output
+from .core import Target, UnsupportedOp, check_finite, check_target, eval_mode, resolve_target, unwrap_output
 from .metrics import spearman
 
 # %% ../nbs/20_rlrp.ipynb #842b751d
@@ -1262,7 +1262,7 @@ def lrp(model: nn.Module,  # Any module whose operations are in the table; it is
     rules = _rules(rule)
     skip = skip or ("relative" if rules["other"].name.startswith("rlrp") else "z")
     _check_call(model, x, skip, batch_size)
-    size, parts = batch_size or len(x), []
+    size, parts, target = batch_size or len(x), [], check_target(target, len(x))
     cache = WeightCache() if cache is None and size < len(x) else cache
     for i in range(0, len(x), size):
         parts += _run_or_split(model, x[i:i + size], _target_of(target, i, i + size), rules, skip, cache)
@@ -1327,7 +1327,7 @@ def _target_of(target: Target,  # Target of the whole batch
                stop: int,  # Behind the last example
               ) -> Target:  # Target of these examples
     "One class per example is sliced; anything else holds for all."
-    return target[start:stop] if isinstance(target, (Tensor, list, tuple)) and torch.as_tensor(target).ndim else target
+    return target[start:stop] if isinstance(target, Tensor) and target.ndim else target
 
 # %% ../nbs/20_rlrp.ipynb #30e2fbc4
 def _run(model: nn.Module,  # Model
@@ -1399,11 +1399,15 @@ def randomisation(method: Callable[[nn.Module, Tensor, Target], Tensor],  # (mod
                  ) -> pd.DataFrame:  # One row per randomised layer, output first: layer, similarity (mean rank correlation of |map| with the original)
     "Cascading randomisation of the weights (Adebayo et al., 2018): similarity should fall."
     changed, g = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-    if target is None: target = model(x).detach().argmax(1)
+    with torch.no_grad(), eval_mode(model): output = unwrap_output(model(x))
+    if target is None and output.ndim == 2 and output.shape[1] > 1: target = output.argmax(1)
     flat = lambda m: method(m, x, target).abs().flatten(1)
     original, rows = flat(model), []
-    for name, layer in reversed([(n, m) for n, m in changed.named_modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]):
-        w = layer.weight.data
+    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+    for name, layer in reversed([(n, m) for n, m in changed.named_modules() if isinstance(m, kinds)]):
+        w = getattr(layer, "in_proj_weight", getattr(layer, "weight", None))
+        if w is None: raise UnsupportedOp("attention with separate projections", name, "build it with kdim and vdim left out")
+        w = w.data
         w.copy_(torch.randn(w.shape, generator=g).to(w) * w.std())
         rows.append((name, float(spearman(flat(changed), original).mean())))
     return pd.DataFrame(rows, columns=["layer", "similarity"])

@@ -90,6 +90,7 @@ def _finite_result(result: Tensor,  # Computed from the maps
 def is_constant(maps: Tensor,  # Maps, (... H W)
                ) -> Tensor:  # (...) bool, True where a map has no variation beyond rounding
     "Which maps are flat: they have no frequency, and their expected frequency is set to 0."
+    if not maps.is_floating_point(): raise TypeError(f"maps are {maps.dtype}; pass floating-point maps, for example maps.float()")
     low, high = maps.detach().flatten(-2).aminmax(dim=-1)
     return high - low <= 8 * torch.finfo(maps.dtype).eps * torch.maximum(high.abs(), low.abs())
 
@@ -158,9 +159,10 @@ def _rings(maps: Tensor,  # (B H W)
 
 # %% ../nbs/10_spectral.ipynb #3bbc0d65
 def rank_map(maps: Tensor,  # Maps, (... H W); no gradient flows through ranks
-            ) -> Tensor:  # (... H W), signed rank divided by H*W, in (0, 1]; equal values share their average rank
-    "Replace each value by its rank within its map."
-    flat = maps.detach().flatten(-2)
+            ) -> Tensor:  # (... H W), signed rank divided by H*W, in (0, 1]; equal values share their average rank; raises NonFiniteError
+    "Replace each value by its rank within its map; half precision becomes float32, which can tell the ranks apart."
+    flat = check_finite("the maps", maps.detach()).flatten(-2)
+    flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
     value, order = flat.sort(-1)
     place = torch.arange(flat.shape[-1], device=maps.device).expand_as(flat)
     new = torch.ones_like(order, dtype=torch.bool)
