@@ -183,7 +183,7 @@ def regression_cam(model: nn.Module,  # Any module; left as found
     results = [RegressionCAM(name, tuple(x.shape[2:]), **part) for name, part in zip(names, parts)]
     if not abs_activations and any(bool(r.negative_features.any()) for r in results):
         warnings.warn("negative activations: MoRAM can cancel or go below zero here; hook the ReLU's output or pass abs_activations=True", stacklevel=2)
-    if reshape is None and (doubt := _token_doubt(model, x, names, layer is None)): warnings.warn(doubt, stacklevel=2)
+    if reshape is None and (doubt := _token_doubt(model, x, names)): warnings.warn(doubt, stacklevel=2)
     return results if several else results[0]
 
 def _check_input(model: nn.Module,  # What the user passed
@@ -198,7 +198,6 @@ def _check_input(model: nn.Module,  # What the user passed
 def _token_doubt(model: nn.Module,  # Any module
                  x: Tensor,  # Input, (B ...)
                  names: Sequence[str],  # Layers that were explained
-                 automatic: bool,  # No layer was named
                 ) -> str:  # What to warn of, "" for nothing
     "Where channels and tokens may have been confused: shapes alone do not tell (B T K) from (B K L)."
     layers, first = dict(model.named_modules()), (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
@@ -206,11 +205,6 @@ def _token_doubt(model: nn.Module,  # Any module
     if x.ndim == 3 and (odd := [n for n in names if not any(isinstance(m, first) for m in part(layers[n]).modules())]):
         return (f"layer {odd[0]!r} has no convolution: if it gives tokens (B T K), they were taken for channels; "
                 "pass reshape=lambda a: a.transpose(1, 2) for a map over tokens, or reshape=lambda a: a if it is (B K L)")
-    inside, order = set(layers[names[0]].modules()), list(layers)
-    later = [layers[n] for n in order[order.index(names[0]):]]
-    if automatic and sum(type(m) is nn.LayerNorm and m not in inside for m in later) > 1:
-        return (f"the last feature map is {names[0]!r}, before the transformer and not behind it; "
-                "name a layer of the last block and pass reshape=token_grid(prefix=1), prefix=0 without a class token")
     return ""
 
 # %% ../nbs/30_moram.ipynb #d2394f55
