@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attribution import spatial_layer
-from .core import LayerError, Target, best_device, capture, check_finite, find_layer, in_chunks, resolve_target, unwrap_output
+from .core import LayerError, Target, best_device, capture, check_finite, check_target, find_layer, in_chunks, resolve_target, unwrap_output
 from .core import progress as show_progress
 from .data import draw_boxes
 from .metrics import average_precision, bootstrap_interval, iou_at_area, pixel_roc_auc
@@ -177,7 +177,7 @@ def regression_cam(model: nn.Module,  # Any module; left as found
     several = isinstance(layer, (list, tuple))
     if several and not layer: raise ValueError("layer is an empty list; name at least one layer, or leave it out for the last spatial one")
     names = [find_layer(model, one)[0] for one in (layer if several else [layer or spatial_layer(model, x)])]
-    target = _per_example(target, len(x))
+    target = check_target(target, len(x))
     chunk = lambda xs, ts: _explain(model, xs, names, ts, reshape, abs_activations, return_activations)
     parts = in_chunks(chunk, x, batch_size, target, label="examples" if progress is True else progress or None)
     results = [RegressionCAM(name, tuple(x.shape[2:]), **part) for name, part in zip(names, parts)]
@@ -208,15 +208,6 @@ def _token_doubt(model: nn.Module,  # Any module
     return ""
 
 # %% ../nbs/30_moram.ipynb #d2394f55
-def _per_example(target: Target,  # As given by the user
-                 n: int,  # Number of examples
-                ) -> Target:  # Sequences as tensors, so that chunks are cut alike; raises ValueError on a wrong length
-    "Check a target that holds one index per example."
-    if isinstance(target, (list, tuple)): target = torch.as_tensor(target)
-    if isinstance(target, Tensor) and target.ndim and target.shape != (n,):
-        raise ValueError(f"target has shape {tuple(target.shape)} for {n} examples; give one index, or one per example")
-    return target
-
 def _explain(model: nn.Module,  # Any module
              x: Tensor,  # One chunk, (B C *S)
              names: list[str],  # Layers
