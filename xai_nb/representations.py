@@ -48,21 +48,21 @@ class Similarity:
         "The number alone."
         return self.value
 
-# %% ../nbs/09_representations.ipynb #ecf2d172
+# %% ../nbs/09_representations.ipynb #6876da00
 _ROTATE = ("shift", "scale", "rotation")
 _ANY = ("shift", "scale", "rotation", "invertible map")
 MEASURES = {
     m.name: m
     for m in (
-        Measure("cka", -1, 1, True, False, _ROTATE),
+        Measure("cka", -1, 1, True, True, _ROTATE),
         Measure("cka_biased", 0, 1, True, True, _ROTATE, chance="grows with D / n, up to 1"),
-        Measure("cka_rbf", -1, 1, True, False, _ROTATE),
+        Measure("cka_rbf", -1, 1, True, True, _ROTATE),
         Measure("cka_angle", 0, math.pi / 2, False, True, _ROTATE, chance="falls with D / n"),
         Measure("procrustes", 0, 1, True, True, _ROTATE, chance="grows with D / n"),
         Measure("procrustes_angle", 0, math.pi / 2, False, True, _ROTATE, chance="falls with D / n"),
         Measure("procrustes_chord", 0, math.sqrt(2), False, True, _ROTATE, chance="falls with D / n"),
-        Measure("mutual_knn", 0, 1, True, False, ("scale", "rotation"), "n > k", "k / (n - 1)"),
-        Measure("rsa", -1, 1, True, False, _ROTATE),
+        Measure("mutual_knn", 0, 1, True, True, ("scale", "rotation"), "n > k", "k / (n - 1)"),
+        Measure("rsa", -1, 1, True, True, _ROTATE),
         Measure("svcca", 0, 1, True, False, ("shift", "scale", "rotation"), "n >= 2 D", "grows with D / n"),
         Measure("pwcca", 0, 1, True, False, ("shift", "scale", "rotation"), "n >= 2 D", "grows with D / n"),
         Measure("unit_correlation", -1, 1, True, False, ("shift", "positive scale of a unit"), "one numbering"),
