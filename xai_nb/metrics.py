@@ -19,17 +19,27 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 
-from .core import Target, check_finite, check_target, eval_mode, in_chunks, resolve_target, unwrap_output
+from xai_nb.core import (
+    Target,
+    check_finite,
+    check_target,
+    eval_mode,
+    in_chunks,
+    resolve_target,
+    unwrap_output,
+)
 
 # %% ../nbs/04_metrics.ipynb #205c646e
 @dataclass(frozen=True)
 class Metric:
     "What a reader must know before a number means anything."
+
     name: str  # The function of this module
     direction: str  # "higher", "lower" or "neither" is better
     range: str  # Smallest and largest value
     chance: str  # What a map without information gets
     undefined: str  # When the value is NaN
+
 
 METRICS = (
     Metric("pixel_roc_auc", "higher", "0 ... 1", "1/2, also for a constant map", "mask empty or full"),
@@ -42,27 +52,28 @@ METRICS = (
     Metric("spearman", "neither", "-1 ... 1", "0", "either side constant"),
 )
 
+# %% ../nbs/04_metrics.ipynb #5ae142ef
 def metric_table() -> pd.DataFrame:  # One row a metric: name, direction, range, chance, undefined
     "The notes on all metrics of this module."
     return pd.DataFrame([astuple(m) for m in METRICS], columns=[f.name for f in fields(Metric)])
 
 # %% ../nbs/04_metrics.ipynb #0b9bf14f
-def _flat(maps: Tensor,  # (B H W) or (B 1 H W)
-          mask: Tensor,  # (B H W) or (B 1 H W), bool or 0/1
-         ) -> tuple[Tensor, Tensor]:  # (B P) scores and (B P) bool; raises ValueError or NonFiniteError
+def _flat(maps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     "Check maps and masks and flatten the pixels."
-    if maps.ndim == 4 and maps.shape[1] != 1: raise ValueError(f"maps have {maps.shape[1]} channels; reduce them first, for example maps.sum(1)")
+    if maps.ndim == 4 and maps.shape[1] != 1:
+        raise ValueError(f"maps have {maps.shape[1]} channels; reduce them first, for example maps.sum(1)")
     scores = maps[:, 0] if maps.ndim == 4 else maps
     inside = mask[:, 0] if mask.ndim == 4 and mask.shape[1] == 1 else mask
     if scores.ndim != 3 or inside.shape != scores.shape:
-        raise ValueError(f"maps {tuple(maps.shape)} and mask {tuple(mask.shape)} do not fit; pass (B H W) or (B 1 H W) of the same size")
-    if inside.dtype != torch.bool and bool(((inside != 0) & (inside != 1)).any()): raise ValueError("the mask holds values other than 0 and 1; threshold it first")
+        raise ValueError(
+            f"maps {tuple(maps.shape)} and mask {tuple(mask.shape)} do not fit; pass (B H W) or (B 1 H W) of the same size"
+        )
+    if inside.dtype != torch.bool and bool(((inside != 0) & (inside != 1)).any()):
+        raise ValueError("the mask holds values other than 0 and 1; threshold it first")
     return check_finite("maps", scores.detach()).flatten(1), inside.bool().flatten(1).to(scores.device)
 
-def _per_image(fn: Callable,  # (labels, scores) -> float, a ranking metric of scikit-learn
-               maps: Tensor,  # As in `_flat`
-               mask: Tensor,  # As in `_flat`
-              ) -> Tensor:  # (B,) float64 on the device of the maps; NaN for an empty or full mask
+
+def _per_image(fn: Callable, maps: Tensor, mask: Tensor) -> Tensor:
     "A ranking metric image by image."
     scores, inside = _flat(maps, mask)
     pairs = zip(inside.cpu().numpy(), scores.double().cpu().numpy())
@@ -70,22 +81,26 @@ def _per_image(fn: Callable,  # (labels, scores) -> float, a ranking metric of s
     return torch.tensor(values, dtype=torch.float64, device=maps.device)
 
 # %% ../nbs/04_metrics.ipynb #8c60b88b
-def pixel_roc_auc(maps: Tensor,  # (B H W) or (B 1 H W), larger = more relevant
-                  mask: Tensor,  # (B H W) or (B 1 H W), True on the object
-                 ) -> Tensor:  # (B,) in 0 ... 1, higher is better, chance 1/2; NaN where the mask is empty or full
+def pixel_roc_auc(
+    maps: Tensor,  # (B H W) or (B 1 H W), larger = more relevant
+    mask: Tensor,  # (B H W) or (B 1 H W), True on the object
+) -> Tensor:  # (B,) in 0 ... 1, higher is better, chance 1/2; NaN where the mask is empty or full
     "The chance that a random pixel of the object scores above a random pixel outside; ties count half."
     return _per_image(roc_auc_score, maps, mask)
 
-def average_precision(maps: Tensor,  # (B H W) or (B 1 H W), larger = more relevant
-                      mask: Tensor,  # (B H W) or (B 1 H W), True on the object
-                     ) -> Tensor:  # (B,) in 0 ... 1, higher is better, chance = area share of the object; NaN where the mask is empty or full
+
+def average_precision(
+    maps: Tensor,  # (B H W) or (B 1 H W), larger = more relevant
+    mask: Tensor,  # (B H W) or (B 1 H W), True on the object
+) -> Tensor:  # (B,) in 0 ... 1, higher is better, chance = area share of the object; NaN where the mask is empty or full
     "The area under precision against recall, as a step function; unlike the ROC area it notices a few wrong pixels at the top."
     return _per_image(average_precision_score, maps, mask)
 
 # %% ../nbs/04_metrics.ipynb #95766c81
-def iou_at_area(maps: Tensor,  # (B H W) or (B 1 H W), larger = more relevant
-                mask: Tensor,  # (B H W) or (B 1 H W), True on the object
-               ) -> Tensor:  # (B,) in 0 ... 1, higher is better, chance a / (2 - a); NaN where the mask is empty or full
+def iou_at_area(
+    maps: Tensor,  # (B H W) or (B 1 H W), larger = more relevant
+    mask: Tensor,  # (B H W) or (B 1 H W), True on the object
+) -> Tensor:  # (B,) in 0 ... 1, higher is better, chance a / (2 - a); NaN where the mask is empty or full
     "Intersection over union of the object and the k top pixels, k being its true area; ties at the edge count by their share."
     scores, inside = _flat(maps, mask)
     k = inside.sum(1)
@@ -99,6 +114,7 @@ def iou_at_area(maps: Tensor,  # (B H W) or (B 1 H W), larger = more relevant
 @dataclass(frozen=True)
 class Curve:
     "A curve per image over the share of pixels kept or removed."
+
     fractions: Tensor  # (F,) shares in 0 ... 1, increasing
     values: Tensor  # (B F), one curve per image, units of `measure`
     direction: str  # "higher" or "lower" is better
@@ -114,202 +130,261 @@ class Curve:
         "The area under each curve by trapezoids, divided by the width, so that it is a mean height."
         return torch.trapezoid(self.values, self.fractions, dim=1) / (self.fractions[-1] - self.fractions[0])
 
-    def band(self,
-             seed: int = 0,  # Of the resampling
-            ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fractions, mean, low, high, each (F,)
+    def band(
+        self,
+        seed: int = 0,  # Of the resampling
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fractions, mean, low, high, each (F,)
         "The mean with a 95 % bootstrap band, ready for `viz.curves`."
         return (self.fractions, *bootstrap_interval(self.values, seed))
 
 # %% ../nbs/04_metrics.ipynb #8e1866a8
-def average_ranks(x: Tensor,  # (B P)
-                 ) -> Tensor:  # (B P) float64, ranks 1 ... P, equal values share the mean of their ranks
+def average_ranks(
+    x: Tensor,  # (B P)
+) -> Tensor:  # (B P) float64, ranks 1 ... P, equal values share the mean of their ranks
     "Ranks with ties averaged, a row at a time."
     ordered = x.sort(1).values
     below, upto = (torch.searchsorted(ordered, x.contiguous(), side=side) for side in ("left", "right"))
     return (below + upto + 1).double() / 2
 
-def random_maps(x: Tensor,  # (B C H W), gives shape and device
-                seed: int = 0,  # Seed of a private generator
-               ) -> Tensor:  # (B 1 H W), uniform in 0 ... 1
+
+def random_maps(
+    x: Tensor,  # (B C H W), gives shape and device
+    seed: int = 0,  # Seed of a private generator
+) -> Tensor:  # (B 1 H W), uniform in 0 ... 1
     "Maps without information: the chance level of every masking curve."
     g = torch.Generator().manual_seed(seed)
     return torch.rand((len(x), 1, *x.shape[2:]), generator=g).to(x.device)
 
 # %% ../nbs/04_metrics.ipynb #bfded742
-def _order(maps: Tensor,  # (B P), larger = more relevant
-          ) -> Tensor:  # (B P) int64, position of each pixel in the order of falling relevance, 0 first
+def _order(maps: Tensor) -> Tensor:
     "Positions by falling relevance; ties in one fixed random order, the same for every image."
     shuffle = torch.randperm(maps.shape[1], generator=torch.Generator().manual_seed(0)).to(maps.device)
     order = shuffle[maps[:, shuffle].sort(dim=1, descending=True, stable=True).indices]
     places = torch.arange(maps.shape[1], device=maps.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places)
 
-def _replacement(x: Tensor,  # (B C H W)
-                 baseline: float | Tensor | str,  # A number, a tensor that broadcasts to `x`, "mean" or "blur"
-                ) -> Tensor:  # (B C H W)
+
+def _replacement(x: Tensor, baseline: float | Tensor | str) -> Tensor:
     "What stands in for a masked pixel."
-    if not isinstance(baseline, str): return torch.as_tensor(baseline, dtype=x.dtype, device=x.device).expand_as(x)
-    if baseline == "mean": return x.mean((2, 3), keepdim=True).expand_as(x)
-    if baseline != "blur": raise ValueError(f"baseline is {baseline!r}; pass a number, a tensor, 'mean' or 'blur'")
-    for axis, n in ((2, x.shape[2]), (3, x.shape[3])): x = _box_blur(x, axis, 2 * max(1, n // 8) + 1)
+    if not isinstance(baseline, str):
+        return torch.as_tensor(baseline, dtype=x.dtype, device=x.device).expand_as(x)
+    if baseline == "mean":
+        return x.mean((2, 3), keepdim=True).expand_as(x)
+    if baseline != "blur":
+        raise ValueError(f"baseline is {baseline!r}; pass a number, a tensor, 'mean' or 'blur'")
+    for axis, n in ((2, x.shape[2]), (3, x.shape[3])):
+        x = _box_blur(x, axis, 2 * max(1, n // 8) + 1)
     return x
 
-def _box_blur(x: Tensor,  # (B C H W)
-              axis: int,  # 2 or 3
-              width: int,  # Odd number of pixels
-             ) -> Tensor:  # (B C H W)
+# %% ../nbs/04_metrics.ipynb #8a34dfd3
+def _box_blur(x: Tensor, axis: int, width: int) -> Tensor:
     "Three box filters with repeated borders: close to a Gaussian, on any device."
     kernel = [width, 1] if axis == 2 else [1, width]
     pad = (0, 0, width // 2, width // 2) if axis == 2 else (width // 2, width // 2, 0, 0)
-    for _ in range(3): x = F.avg_pool2d(F.pad(x, pad, mode="replicate"), kernel, stride=1)
+    for _ in range(3):
+        x = F.avg_pool2d(F.pad(x, pad, mode="replicate"), kernel, stride=1)
     return x
 
 # %% ../nbs/04_metrics.ipynb #66e74867
-FRACTIONS = (0., .01, .02, .05, .1, .2, .3, .5, .75, 1.)
+FRACTIONS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 
-def _measured(y: Tensor,  # Model output for some rows
-              target: Target,  # Explained class of those rows
-              measure: str,  # "output", "probability" or "agreement"
-             ) -> Tensor:  # (rows,)
+
+def _measured(y: Tensor, target: Target, measure: str) -> Tensor:
     "Read off one number per row."
-    if measure == "output": return resolve_target(y, target)
+    if measure == "output":
+        return resolve_target(y, target)
     y = unwrap_output(y)
-    if y.ndim != 2 or y.shape[1] < 2: raise ValueError(f"measure={measure!r} needs classes (B K), the model gives {tuple(y.shape)}; use measure='output'")
-    if measure == "probability": return resolve_target(y.softmax(1), target)
-    if measure != "agreement": raise ValueError(f"measure is {measure!r}; expected 'output', 'probability' or 'agreement'")
-    if callable(target): raise ValueError("measure='agreement' compares classes; pass target as an index, one index per image, or None")
+    if y.ndim != 2 or y.shape[1] < 2:
+        raise ValueError(
+            f"measure={measure!r} needs classes (B K), the model gives {tuple(y.shape)}; use measure='output'"
+        )
+    if measure == "probability":
+        return resolve_target(y.softmax(1), target)
+    if measure != "agreement":
+        raise ValueError(f"measure is {measure!r}; expected 'output', 'probability' or 'agreement'")
+    if callable(target):
+        raise ValueError(
+            "measure='agreement' compares classes; pass target as an index, one index per image, or None"
+        )
     resolve_target(y, target)  # refuses a class that does not exist
     return (y.argmax(1) == torch.as_tensor(target, device=y.device)).to(y.dtype)
 
-def _masking(model: Callable,  # Module or function
-             x: Tensor,  # (B C H W)
-             maps: Tensor,  # (B H W) or (B 1 H W)
-             target: Target,  # As in `resolve_target`; None: fixed on the clean images
-             fractions: Sequence[float],  # Shares of pixels
-             baseline: float | Tensor | str,  # Replacement
-             measure: str,  # What is read off
-             batch_size: int,  # Rows per pass
-             keep: bool,  # True: keep the top share, False: remove it
-            ) -> Curve:  # Values on the device of `x`
+# %% ../nbs/04_metrics.ipynb #f3258ae7
+def _masking(
+    model: Callable,
+    x: Tensor,
+    maps: Tensor,
+    target: Target,
+    fractions: Sequence[float],
+    baseline: float | Tensor | str,
+    measure: str,
+    batch_size: int,
+    keep: bool,
+) -> Curve:
     "One pass over all (image, step) pairs, a bounded number of rows at a time."
     place, share, cover = *_masking_input(x, maps, fractions), _replacement(x, baseline)
     f, pixels = len(share), x.shape[2] * x.shape[3]
     cuts = (share * pixels).round().long()
     with torch.no_grad(), eval_mode(model) if isinstance(model, nn.Module) else nullcontext():
         target = _clean_target(model, x, target, batch_size)
+
         def rows(index: Tensor) -> Tensor:
             image, step = index // f, index % f
             top = (place[image] < cuts[step][:, None]).reshape(-1, 1, *x.shape[2:])
             row_target = target[image] if isinstance(target, Tensor) and target.ndim else target
-            return _measured(model(torch.where(top if keep else ~top, x[image], cover[image])), row_target, measure)
+            return _measured(
+                model(torch.where(top if keep else ~top, x[image], cover[image])), row_target, measure
+            )
+
         values = in_chunks(rows, torch.arange(len(x) * f, device=x.device), batch_size)
-    return Curve(share, check_finite("the curve", values).reshape(-1, f), "higher" if keep else "lower", measure)
+    return Curve(
+        share, check_finite("the curve", values).reshape(-1, f), "higher" if keep else "lower", measure
+    )
 
 # %% ../nbs/04_metrics.ipynb #27520004
-def _masking_input(x: Tensor,  # Images
-                   maps: Tensor,  # Maps
-                   fractions: Sequence[float],  # Shares
-                  ) -> tuple[Tensor, Tensor]:  # (B P) place of each pixel, (F,) shares
+def _masking_input(x: Tensor, maps: Tensor, fractions: Sequence[float]) -> tuple[Tensor, Tensor]:
     "Check images, maps and fractions."
-    if not x.is_floating_point(): raise TypeError(f"x is {x.dtype}; pass a floating-point tensor, for example x.float()")
-    if x.ndim != 4: raise ValueError(f"x has shape {tuple(x.shape)}, expected (B C H W)")
-    if maps.ndim == 4 and maps.shape[1] != 1: raise ValueError(f"maps have {maps.shape[1]} channels; reduce them first, for example maps.sum(1)")
+    if not x.is_floating_point():
+        raise TypeError(f"x is {x.dtype}; pass a floating-point tensor, for example x.float()")
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (B C H W)")
+    if maps.ndim == 4 and maps.shape[1] != 1:
+        raise ValueError(f"maps have {maps.shape[1]} channels; reduce them first, for example maps.sum(1)")
     scores = maps[:, 0] if maps.ndim == 4 else maps
-    if scores.shape != (len(x), *x.shape[2:]): raise ValueError(f"maps {tuple(maps.shape)} do not fit x {tuple(x.shape)}; upsample them first")
-    share = torch.as_tensor(fractions, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)  # half precision cannot count pixels
-    if share.ndim != 1 or len(share) < 2 or bool((share.diff() <= 0).any() | (share < 0).any() | (share > 1).any()):
+    if scores.shape != (len(x), *x.shape[2:]):
+        raise ValueError(f"maps {tuple(maps.shape)} do not fit x {tuple(x.shape)}; upsample them first")
+    share = torch.as_tensor(
+        fractions, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device
+    )  # half precision cannot count pixels
+    if (
+        share.ndim != 1
+        or len(share) < 2
+        or bool((share.diff() <= 0).any() | (share < 0).any() | (share > 1).any())
+    ):
         raise ValueError("fractions must be two or more increasing numbers in 0 ... 1")
     check_finite("x", x)
     return _order(check_finite("maps", scores.detach()).flatten(1).to(x.device)), share
 
-def _clean_target(model: Callable,  # In eval mode
-                  x: Tensor,  # (B C H W)
-                  target: Target,  # As given
-                  batch_size: int,  # Rows per pass
-                 ) -> Target:  # None only where the output is one number
+# %% ../nbs/04_metrics.ipynb #071756a4
+def _clean_target(model: Callable, x: Tensor, target: Target, batch_size: int) -> Target:
     "The predicted classes of the clean images where no target is given."
     target = check_target(target, len(x))
-    if target is not None: return target.to(x.device) if isinstance(target, Tensor) else target
+    if target is not None:
+        return target.to(x.device) if isinstance(target, Tensor) else target
     y = in_chunks(lambda rows: unwrap_output(model(rows)), x, batch_size)
     return y.argmax(1) if y.ndim == 2 and y.shape[1] > 1 else None
 
 # %% ../nbs/04_metrics.ipynb #6304a7e0
-def keep_curve(model: Callable,  # Module or function, (B C H W) -> (B,) or (B K)
-               x: Tensor,  # (B C H W)
-               maps: Tensor,  # (B H W) or (B 1 H W), larger = more relevant
-               target: Target = None,  # What is read off; None: the class predicted for the clean image
-               *,
-               fractions: Sequence[float] = FRACTIONS,  # Shares of pixels kept, increasing in 0 ... 1
-               baseline: float | Tensor | str = 0.0,  # Replacement: a number, a tensor that broadcasts to `x`, "mean" (of the image) or "blur"
-               measure: str = "output",  # "output", "probability" (softmax) or "agreement" (1 where the class is still predicted)
-               batch_size: int = 256,  # Masked images per pass
-              ) -> Curve:  # Higher is better; chance is the curve of `random_maps`
+def keep_curve(
+    model: Callable,  # Module or function, (B C H W) -> (B,) or (B K)
+    x: Tensor,  # (B C H W)
+    maps: Tensor,  # (B H W) or (B 1 H W), larger = more relevant
+    target: Target = None,  # What is read off; None: the class predicted for the clean image
+    *,
+    fractions: Sequence[float] = FRACTIONS,  # Shares of pixels kept, increasing in 0 ... 1
+    baseline: float
+    | Tensor
+    | str = 0.0,  # Replacement: a number, a tensor that broadcasts to `x`, "mean" (of the image) or "blur"
+    measure: str = "output",  # "output", "probability" (softmax) or "agreement" (1 where the class is still predicted)
+    batch_size: int = 256,  # Masked images per pass
+) -> Curve:  # Higher is better; chance is the curve of `random_maps`
     "The output when only the top share of pixels is kept."
     return _masking(model, x, maps, target, fractions, baseline, measure, batch_size, keep=True)
 
-def removal_curve(model: Callable,  # Module or function, (B C H W) -> (B,) or (B K)
-                  x: Tensor,  # (B C H W)
-                  maps: Tensor,  # (B H W) or (B 1 H W), larger = more relevant
-                  target: Target = None,  # What is read off; None: the class predicted for the clean image
-                  *,
-                  fractions: Sequence[float] = FRACTIONS,  # Shares of pixels replaced
-                  baseline: float | Tensor | str = 0.0,  # As in `keep_curve`
-                  measure: str = "output",  # As in `keep_curve`
-                  batch_size: int = 256,  # Masked images per pass
-                 ) -> Curve:  # Lower is better; chance is the curve of `random_maps`
+# %% ../nbs/04_metrics.ipynb #bf3af983
+def removal_curve(
+    model: Callable,  # Module or function, (B C H W) -> (B,) or (B K)
+    x: Tensor,  # (B C H W)
+    maps: Tensor,  # (B H W) or (B 1 H W), larger = more relevant
+    target: Target = None,  # What is read off; None: the class predicted for the clean image
+    *,
+    fractions: Sequence[float] = FRACTIONS,  # Shares of pixels replaced
+    baseline: float | Tensor | str = 0.0,  # As in `keep_curve`
+    measure: str = "output",  # As in `keep_curve`
+    batch_size: int = 256,  # Masked images per pass
+) -> Curve:  # Lower is better; chance is the curve of `random_maps`
     "The output when the top share of pixels is replaced."
     return _masking(model, x, maps, target, fractions, baseline, measure, batch_size, keep=False)
 
 # %% ../nbs/04_metrics.ipynb #b3e4da00
-def insertion(model: Callable,  # Classifier, (B C H W) -> (B K) logits
-              x: Tensor,  # (B C H W)
-              maps: Tensor,  # (B H W) or (B 1 H W)
-              target: Target = None,  # Class; None: the one predicted for the clean image
-              *,
-              steps: int = 20,  # Equal steps of the share of pixels
-              baseline: float | Tensor | str = "blur",  # What the image starts from
-              batch_size: int = 256,  # Masked images per pass
-             ) -> Tensor:  # (B,) in 0 ... 1, higher is better; chance is the value of `random_maps`
+def insertion(
+    model: Callable,  # Classifier, (B C H W) -> (B K) logits
+    x: Tensor,  # (B C H W)
+    maps: Tensor,  # (B H W) or (B 1 H W)
+    target: Target = None,  # Class; None: the one predicted for the clean image
+    *,
+    steps: int = 20,  # Equal steps of the share of pixels
+    baseline: float | Tensor | str = "blur",  # What the image starts from
+    batch_size: int = 256,  # Masked images per pass
+) -> Tensor:  # (B,) in 0 ... 1, higher is better; chance is the value of `random_maps`
     "Mean probability of the class while pixels are inserted, most relevant first."
     share = torch.linspace(0, 1, steps + 1)
-    return keep_curve(model, x, maps, target, fractions=share, baseline=baseline, measure="probability", batch_size=batch_size).area
+    return keep_curve(
+        model,
+        x,
+        maps,
+        target,
+        fractions=share,
+        baseline=baseline,
+        measure="probability",
+        batch_size=batch_size,
+    ).area
 
-def deletion(model: Callable,  # Classifier, (B C H W) -> (B K) logits
-             x: Tensor,  # (B C H W)
-             maps: Tensor,  # (B H W) or (B 1 H W)
-             target: Target = None,  # Class; None: the one predicted for the clean image
-             *,
-             steps: int = 20,  # Equal steps of the share of pixels
-             baseline: float | Tensor | str = 0.0,  # What the image ends at
-             batch_size: int = 256,  # Masked images per pass
-            ) -> Tensor:  # (B,) in 0 ... 1, lower is better; chance is the value of `random_maps`
+# %% ../nbs/04_metrics.ipynb #495a474e
+def deletion(
+    model: Callable,  # Classifier, (B C H W) -> (B K) logits
+    x: Tensor,  # (B C H W)
+    maps: Tensor,  # (B H W) or (B 1 H W)
+    target: Target = None,  # Class; None: the one predicted for the clean image
+    *,
+    steps: int = 20,  # Equal steps of the share of pixels
+    baseline: float | Tensor | str = 0.0,  # What the image ends at
+    batch_size: int = 256,  # Masked images per pass
+) -> Tensor:  # (B,) in 0 ... 1, lower is better; chance is the value of `random_maps`
     "Mean probability of the class while pixels are deleted, most relevant first."
     share = torch.linspace(0, 1, steps + 1)
-    return removal_curve(model, x, maps, target, fractions=share, baseline=baseline, measure="probability", batch_size=batch_size).area
+    return removal_curve(
+        model,
+        x,
+        maps,
+        target,
+        fractions=share,
+        baseline=baseline,
+        measure="probability",
+        batch_size=batch_size,
+    ).area
 
 # %% ../nbs/04_metrics.ipynb #dc873fcb
-def spearman(a: Tensor,  # (B ...)
-             b: Tensor,  # (B ...), the same shape
-            ) -> Tensor:  # (B,) float64 in -1 ... 1, chance 0; NaN where either side is constant
+def spearman(
+    a: Tensor,  # (B ...)
+    b: Tensor,  # (B ...), the same shape
+) -> Tensor:  # (B,) float64 in -1 ... 1, chance 0; NaN where either side is constant
     "Spearman's rank correlation of each pair, over all axes but the first."
-    if a.shape != b.shape or a.ndim < 2: raise ValueError(f"shapes {tuple(a.shape)} and {tuple(b.shape)}; expected two equal shapes (B ...)")
+    if a.shape != b.shape or a.ndim < 2:
+        raise ValueError(f"shapes {tuple(a.shape)} and {tuple(b.shape)}; expected two equal shapes (B ...)")
     r, s = (average_ranks(check_finite("the input", v.detach()).flatten(1)) for v in (a, b.to(a.device)))
     r, s = r - r.mean(1, keepdim=True), s - s.mean(1, keepdim=True)
     return (r * s).sum(1) / (r.square().sum(1) * s.square().sum(1)).sqrt()
 
 # %% ../nbs/04_metrics.ipynb #c5ab8ba2
-def bootstrap_interval(values: Tensor | np.ndarray | Sequence[float],  # (B,) or (B F), one row per image; NaN rows of a column are left out
-                       seed: int = 0,  # Seed of the resampling
-                       *,
-                       level: float = 0.95,  # Coverage, in 0 ... 1
-                       resamples: int = 2000,  # Number of bootstrap samples
-                      ) -> tuple:  # mean, low, high: floats for (B,), float64 tensors (F,) for (B F)
+def bootstrap_interval(
+    values: Tensor
+    | np.ndarray
+    | Sequence[float],  # (B,) or (B F), one row per image; NaN rows of a column are left out
+    seed: int = 0,  # Seed of the resampling
+    *,
+    level: float = 0.95,  # Coverage, in 0 ... 1
+    resamples: int = 2000,  # Number of bootstrap samples
+) -> tuple:  # mean, low, high: floats for (B,), float64 tensors (F,) for (B F)
     "The mean over the first axis with a percentile bootstrap interval."
-    if not 0 < level <= 1: raise ValueError(f"level is {level}, expected a share in 0 ... 1, for example 0.95")
+    if not 0 < level <= 1:
+        raise ValueError(f"level is {level}, expected a share in 0 ... 1, for example 0.95")
     v = torch.as_tensor(values).detach().double().cpu().numpy()
-    if v.ndim not in (1, 2) or not len(v): raise ValueError(f"values have shape {v.shape}, expected (B,) or (B F) with B > 0")
+    if v.ndim not in (1, 2) or not len(v):
+        raise ValueError(f"values have shape {v.shape}, expected (B,) or (B F) with B > 0")
     columns, known = v.reshape(len(v), -1), ~np.isnan(v.reshape(len(v), -1))
-    if not known.any(0).all(): raise ValueError("a column holds only NaN, so there is no mean")
+    if not known.any(0).all():
+        raise ValueError("a column holds only NaN, so there is no mean")
     draws = np.random.default_rng(seed).multinomial(len(v), np.full(len(v), 1 / len(v)), size=resamples)
     counts = draws @ known
     means = np.where(counts > 0, draws @ np.where(known, columns, 0) / np.maximum(counts, 1), np.nan)
