@@ -610,7 +610,7 @@ class Family:
     log: tuple[Record, ...]  # What the stress did, the same for all seeds
     stacked: bool  # Whether the networks were trained as one stack
 
-# %% ../nbs/09_stress.ipynb #ffb2ffb9
+# %% ../nbs/09_stress.ipynb #a3f7b5aa
 def _seeded(plan: TrainingPlan, seed: int, device: torch.device) -> nn.Module:
     "The untrained network of a seed; the global random state is as before."
     with torch.random.fork_rng():
@@ -625,13 +625,13 @@ def _swapper(model: nn.Module, plan: TrainingPlan, stress: Sequence[Swap]) -> Ho
     return HotSwapper(model, stress, loss=plan.loss, example=example, **sizes)
 
 
-def _train_one(plan: TrainingPlan, seed: int, stress: Sequence[Swap], device: torch.device) -> tuple[nn.Module, str, list]:
-    "One network by `models.fit`."
+def _train_one(plan: TrainingPlan, seed: int, stress: Sequence[Swap], calls: Sequence[Callable], device: torch.device) -> tuple:
+    "One network by `models.fit`, its final state and the log."
     model = _seeded(plan, seed, device)
     hs = _swapper(model, plan, stress)
     sgd = lambda params: torch.optim.SGD(params, lr=plan.lr, momentum=plan.momentum)
     options = {"epochs": plan.epochs, "batch_size": plan.batch_size, "lr": plan.lr, "clip": plan.clip}
-    history = fit(model, (plan.x, plan.y), loss=hs.loss, optimizer=sgd, schedule="constant", on_step=[hs.on_step],
+    history = fit(model, (plan.x, plan.y), loss=hs.loss, optimizer=sgd, schedule="constant", on_step=[hs.on_step, *calls],
                   seed=seed, device=device, **options)
     if history.state != "diverged":
         hs.before_step(hs.total, x=plan.x, y=plan.y)
@@ -697,24 +697,25 @@ def _step_through(plan: TrainingPlan, seeds: Sequence[int], hs: HotSwapper, base
         optimizer.zero_grad(set_to_none=True)
     hs.before_step(hs.total)
 
-# %% ../nbs/09_stress.ipynb #1ed0b6da
+# %% ../nbs/09_stress.ipynb #8b84820e
 def train_family(
     plan: TrainingPlan,  # What all networks share
     seeds: Sequence[int],  # One network each: initial weights and order of the data
     stress: Sequence[Swap] = (),  # Events; empty: the control
     *,
-    stacked: bool | None = None,  # True: all seeds at once, or an error; False: one after the other; None: as the network allows
+    stacked: bool | None = None,  # True: all seeds at once, or an error; False: one by one; None: as the network allows
+    on_step: Sequence[Callable[[Any], None]] = (),  # Called before each step as `models.fit` does; then seeds run one by one
     device: str | torch.device | None = None,  # None: see `best_device`
 ) -> Family:  # The networks, in eval mode; a diverged run is a state, not an exception
     "Train one network per seed, with the same stress."
     seeds, stress, device = list(seeds), list(getattr(stress, "events", stress)), best_device(device)
     if len(set(seeds)) < len(seeds) or not seeds:
         raise ValueError(f"seeds are {seeds}; expected at least one, each once")
-    reason = _stackable(plan, stress, _seeded(plan, seeds[0], device))
+    reason = "callbacks look at one network" if on_step else _stackable(plan, stress, _seeded(plan, seeds[0], device))
     if stacked and reason:
         raise ValueError(f"these networks cannot be stacked: {reason}")
     if stacked or (stacked is None and not reason):
         return _train_stacked(plan, seeds, stress, device)
-    runs = [_train_one(plan, seed, stress, device) for seed in seeds]
+    runs = [_train_one(plan, seed, stress, on_step, device) for seed in seeds]
     models, states, logs = zip(*runs)
     return Family(models, tuple(seeds), states, tuple(logs[0]), False)
