@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['spread', 'Dispersion', 'dispersion', 'principal_coordinates', 'Observed', 'observe', 'FamilyReport', 'family_report']
 
-# %% ../nbs/40_akp.ipynb #2ecbb540
+# %% ../nbs/40_akp.ipynb #2781592f
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .core import keyed_uniform
 from .metrics import Interval
-from .representations import MEASURES, extract_features, pairwise, participation_ratio
+from .representations import SIMILARITIES, extract_features, pairwise, participation_ratio
 from .stress import Family
 
 # %% ../nbs/40_akp.ipynb #db690e63
@@ -296,7 +296,7 @@ def _slope(report: FamilyReport, measure: str, draws: int, seed: int) -> Interva
     values = [spearmanr(*pairs[p].T).statistic for p in picks if len(set(p)) > 2]
     return Interval(value, *map(float, np.nanquantile(values, [0.025, 0.975])))
 
-# %% ../nbs/40_akp.ipynb #a3ac29af
+# %% ../nbs/40_akp.ipynb #bb4c3ef9
 def family_report(
     families: Mapping[str, Family | Observed],  # Name to family; one of them is the control
     x: Any,  # Probe set (n ...)
@@ -314,7 +314,7 @@ def family_report(
     "Compare families of networks with their control: who errs more, who is more scattered, who moved."
     if control not in families:
         raise ValueError(f"no family {control!r}; the families are {', '.join(families)}")
-    wrong = [m for m in (*measures, "agreement") if m not in MEASURES or not MEASURES[m].is_metric or not MEASURES[m].larger_is_nearer]
+    wrong = [m for m in (*measures, "agreement") if m not in SIMILARITIES or not SIMILARITIES[m].is_metric or not SIMILARITIES[m].larger_is_nearer]
     if wrong:
         raise ValueError(f"{wrong} have no angle that is a metric; choose from cka, cka_biased, cka_rbf, procrustes, mutual_knn, rsa")
     seen = {n: f if isinstance(f, Observed) else observe(f, x, layer, pool=pool) for n, f in families.items()}
