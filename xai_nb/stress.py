@@ -296,7 +296,7 @@ def _short(event: Swap) -> str:
     parts = [f"{key}={name(value)}" for key, value in (("act", event.act), ("loss", event.loss)) if value is not None]
     return f"{type(event).__name__}({', '.join(parts + ([] if event.where == '*' else [event.where]))})"
 
-# %% ../nbs/09_stress.ipynb #cbc8f766
+# %% ../nbs/09_stress.ipynb #9b34da44
 class HotSwapper:
     "Applies a schedule to a model while it trains."
 
@@ -405,10 +405,10 @@ class HotSwapper:
 
     def on_step(
         self,
-        state: Any,  # What `models.fit` hands to `on_step`: step, x, y, optimizer
+        state: Any,  # `models.TrainingState`, as `models.fit` hands it to `on_step`
     ) -> None:
         "The engine as a callback of `models.fit`."
-        self.before_step(state.step, x=state.x, y=state.y, optimizer=state.optimizer)
+        self.before_step(state.step, x=state.batch.x, y=state.batch.y, optimizer=state.optimizer)
 
     def revert(self) -> None:
         "Put back what stood in the model: the same objects. The loss returns too."
@@ -610,7 +610,7 @@ class Family:
     log: tuple[Record, ...]  # What the stress did, the same for all seeds
     stacked: bool  # Whether the networks were trained as one stack
 
-# %% ../nbs/09_stress.ipynb #a3f7b5aa
+# %% ../nbs/09_stress.ipynb #aa6137c6
 def _seeded(plan: TrainingPlan, seed: int, device: torch.device) -> nn.Module:
     "The untrained network of a seed; the global random state is as before."
     with torch.random.fork_rng():
@@ -632,7 +632,7 @@ def _train_one(plan: TrainingPlan, seed: int, stress: Sequence[Swap], calls: Seq
     sgd = lambda params: torch.optim.SGD(params, lr=plan.lr, momentum=plan.momentum)
     options = {"epochs": plan.epochs, "batch_size": plan.batch_size, "lr": plan.lr, "clip": plan.clip}
     history = fit(model, (plan.x, plan.y), loss=hs.loss, optimizer=sgd, schedule="constant", on_step=[hs.on_step, *calls],
-                  seed=seed, device=device, **options)
+                  seed=seed, device=device, on_divergence="stop", **options)
     if history.state != "diverged":
         hs.before_step(hs.total, x=plan.x, y=plan.y)
     return model.eval(), history.state, hs.log
