@@ -55,15 +55,15 @@ LONG_CELLS = {  # Exported definitions that cannot be cut into cells of 25 lines
 }
 
 PENDING = {  # Rule -> what does not obey it yet. A listed one that obeys gives a warning: take it off
-    "width": {"attribution", "cli", "clustering", "core", "data", "metrics", "models", "moram", "rlrp", "similarity",
+    "width": {"attribution", "clustering", "core", "data", "metrics", "models", "moram", "rlrp", "similarity",
               "spectral", "trees", "viz"},
-    "plain": {"attribution", "cli", "clustering", "core", "data", "metrics", "models", "moram", "rlrp", "similarity",
+    "plain": {"attribution", "clustering", "core", "data", "metrics", "models", "moram", "rlrp", "similarity",
               "spectral", "trees", "viz"},
     "density": {"clustering", "data", "metrics", "models", "moram", "rlrp", "similarity", "spectral", "trees", "viz"},
-    "exported cells": {"00_core", "01_data", "02_models", "03_attribution", "04_metrics", "05_viz", "06_cli",
+    "exported cells": {"00_core", "01_data", "02_models", "03_attribution", "04_metrics", "05_viz",
                        "20_rlrp", "30_moram", "50_similarity", "60_trees", "61_clustering"},
     "first call and figure": {"10_spectral", "20_rlrp", "30_moram", "50_similarity", "60_trees", "61_clustering"},
-    "visible imports": {"01_data", "02_models", "03_attribution", "04_metrics", "05_viz", "06_cli", "10_spectral",
+    "visible imports": {"01_data", "02_models", "03_attribution", "04_metrics", "05_viz", "10_spectral",
                         "20_rlrp", "30_moram", "60_trees", "61_clustering"},
     "alt text": {"01_data", "05_viz", "10_spectral", "30_moram", "50_similarity"},
     "one home": {"METRICS", "explore", "similarity"},
@@ -222,8 +222,10 @@ def body_lines(function):
 @ALL_MODULES
 def test_width(path):
     "Width is length: at most 110 columns."
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-    obeys("width", path.stem, [f"line {n}: {len(line)} columns" for n, line in lines if len(line) > 110])
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("# %% ../nbs"))  # above it stands what nbdev writes
+    wide = [f"line {n}: {len(line)} columns" for n, line in enumerate(lines[first:], first + 1) if len(line) > 110]
+    obeys("width", path.stem, wide)
 
 
 @ALL_MODULES
@@ -308,6 +310,7 @@ def gaps(module, name):
         thing = inspect.getattr_static(thing, part)
     if isinstance(thing, (staticmethod, classmethod)):
         thing = thing.__func__
+    thing = inspect.unwrap(thing) if callable(thing) else thing
     if inspect.isclass(thing) and not is_dataclass(thing) or not callable(thing):
         return []  # what a plain class takes stands at its __init__, a symbol of its own
     signature = inspect.signature(thing)

@@ -79,12 +79,20 @@ def _function(node: ast.FunctionDef, prefix: str, comments: dict[int, str]) -> D
     name = prefix + node.name
     return Definition(name, _signature(name, node.args, bound), _doc(node), parameters, returns, node.lineno)
 
-
+# %% ../nbs/91_site.ipynb #21605cf6
 def _class(node: ast.ClassDef, prefix: str, comments: dict[int, str]) -> Definition:
     "What the source says about a class: what its `__init__` takes, else its fields."
-    name, made = prefix + node.name, [part for part in node.body if getattr(part, "name", "") == "__init__"]
+    name = prefix + node.name
+    made = [part for part in node.body if getattr(part, "name", "") == "__init__"]
     if made:
-        return Definition(name, _signature(name, made[0].args, True), _doc(node), _parameters(made[0].args, comments)[1:], None, node.lineno)
+        return Definition(
+            name,
+            _signature(name, made[0].args, True),
+            _doc(node),
+            _parameters(made[0].args, comments)[1:],
+            None,
+            node.lineno,
+        )
     fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
     parameters = tuple(_field(part, comments) for part in fields)
     shown = [p.name + (f"={p.default}" if p.default else "") for p in parameters]
@@ -107,7 +115,7 @@ def _field(node: ast.AnnAssign, comments: dict[int, str]) -> Parameter:
     meaning = _comment(comments, node.lineno, node.end_lineno + 1)
     return Parameter(ast.unparse(node.target), ast.unparse(node.annotation), default, meaning)
 
-
+# %% ../nbs/91_site.ipynb #c55446a9
 def _parameters(args: ast.arguments, comments: dict[int, str]) -> tuple[Parameter, ...]:
     "Parameters with their comments; a comment may stand behind its parameter or above it."
     found = []
@@ -134,12 +142,15 @@ def _in_order(args: ast.arguments) -> Iterator[tuple[ast.arg, str, ast.expr | No
 
 def _signature(name: str, args: ast.arguments, bound: bool) -> str:
     "The call with its defaults; types stand in the table of parameters."
-    shown = [f"{stars}{arg.arg}" + (f"={ast.unparse(default)}" if default else "") for arg, stars, default in _in_order(args)]
+    shown = [
+        f"{stars}{arg.arg}" + (f"={ast.unparse(default)}" if default else "")
+        for arg, stars, default in _in_order(args)
+    ]
     if args.kwonlyargs and not args.vararg:
         shown.insert(len(args.posonlyargs + args.args), "*")
     return _call(name, shown[int(bound) :])
 
-
+# %% ../nbs/91_site.ipynb #ba83ce0e
 def _call(name: str, shown: list[str]) -> str:
     "A call in one line, or in as many as it needs."
     line = f"{name}({', '.join(shown)})"
@@ -147,7 +158,7 @@ def _call(name: str, shown: list[str]) -> str:
 
 # %% ../nbs/91_site.ipynb #bf41fda2
 def find_definition(
-    module: str,  # Dotted name of the module; "__main__" for a page that is being built: any module of the package
+    module: str,  # Dotted name of the module; "__main__", as on a page that is being built: any of ours
     name: str,  # Dotted name inside it
 ) -> tuple[str, Definition] | None:  # Name of the module and the definition; None if its source has none
     "Where something is defined."
@@ -164,7 +175,7 @@ def module_names() -> list[str]:  # Such as ["attribution", "cli", ...]
     folder = Path(importlib.util.find_spec("xai_nb").submodule_search_locations[0])
     return sorted(path.stem for path in folder.glob("[!_]*.py"))
 
-
+# %% ../nbs/91_site.ipynb #e7068a38
 def help_text(
     module: str,  # Dotted name of the module
     name: str,  # Dotted name inside it
@@ -204,7 +215,7 @@ def _link(match: re.Match, places: dict[str, str]) -> str:
     place = places.get(match[1].removeprefix("xai_nb."))
     return f"[{match[0]}]({place})" if place else match[0]
 
-
+# %% ../nbs/91_site.ipynb #8bba7127
 @functools.lru_cache
 def name_places() -> dict[str, str]:  # "moram", "moram.moram" and the like to "moram.html#moram"
     "Where on the site each public name stands."
@@ -268,7 +279,7 @@ def _source_link(module: str, line: int) -> str:
     path = module.replace(".", "/")
     return f"{settings['git_url']}/blob/{settings['branch']}/{path}.py#L{line}"
 
-
+# %% ../nbs/91_site.ipynb #d1a16ade
 def _settings(start: Path) -> Any:
     "The settings of the checkout around a folder."
     parser = ConfigParser(delimiters=["="])
@@ -301,15 +312,18 @@ class Page:
         at = next((n for n, cell in enumerate(self.nb.cells) if cell.cell_type != "raw"), 0)
         self.nb.cells.insert(at, mk_cell(page_line(Path(self.nb.path_)), "markdown"))
 
-
+# %% ../nbs/91_site.ipynb #daf7776d
 def _exports(cell: Any) -> bool:
     "Whether a cell goes to the module."
-    return cell.cell_type == "code" and any(flag.startswith("export") for flag in cell.get("directives_") or {})
+    return cell.cell_type == "code" and any(
+        flag.startswith("export") for flag in cell.get("directives_") or {}
+    )
 
 # %% ../nbs/91_site.ipynb #8482b2c6
 def _entries_first(cells: list[Any]) -> list[Any]:
     "Entries before the source that they describe."
-    ordered, at = [], 0
+    ordered = []
+    at = 0
     while at < len(cells):
         after = at + 1
         while after < len(cells) and _exports(cells[at]) and cells[after].get("has_sd"):
@@ -351,8 +365,11 @@ def run_line(
     record: dict[str, Any],  # What `xai_nb run` wrote about the run
 ) -> str:  # For example "last run on 2026-11-26 with torch 2.14.1, numpy 2.4.0 on cpu in 25 CPU s"
     "One line about a run."
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if name in ("torch", "numpy"))
-    return f"last run on {record['date']} with {versions} on {record['device']} in {record['cpu_seconds']:.0f} CPU s"
+    versions = ", ".join(
+        f"{name} {version}" for name, version in record["versions"].items() if name in ("torch", "numpy")
+    )
+    seconds = f"{record['cpu_seconds']:.0f} CPU s"
+    return f"last run on {record['date']} with {versions} on {record['device']} in {seconds}"
 
 # %% ../nbs/91_site.ipynb #9d75bcc6
 def list_names() -> str:  # Markdown: a heading for each name, with its module and what it does
@@ -361,7 +378,11 @@ def list_names() -> str:  # Markdown: a heading for each name, with its module a
     for module in module_names():
         parts.append(f"::: {{.module-name}}\n[`xai_nb.{module}`]({module}.html)\n:::")
         path = Path(importlib.util.find_spec(f"xai_nb.{module}").origin)
-        parts += [_name_section(module, found) for name, found in read_definitions(path).items() if name.isidentifier()]
+        parts += [
+            _name_section(module, found)
+            for name, found in read_definitions(path).items()
+            if name.isidentifier()
+        ]
     return "\n\n".join(part for part in parts if part)
 
 
