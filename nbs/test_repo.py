@@ -9,6 +9,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import warnings
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -51,7 +52,9 @@ MAIN = {  # What a topic page is about: its first live call stands by cell 15. S
 }
 
 LONG_CELLS = {  # Exported definitions that cannot be cut into cells of 25 lines
-    "51_gradient_index": {"GradientIndex"},
+    "07_per_example": {"Outer", "_Window", "Coverage", "BatchGradients", "JoinedExamples", "Gram", "_Sums"},
+    "50_similarity": {"Neighbours"},
+    "51_gradient_index": {"GradientIndex", "Sketch", "_Shard", "_Header"},
 }
 
 PENDING = {  # Rule -> what does not obey it yet. A listed one that obeys gives a warning: take it off
@@ -67,6 +70,7 @@ PENDING = {  # Rule -> what does not obey it yet. A listed one that obeys gives 
                         "20_rlrp", "30_moram", "60_trees", "61_clustering"},
     "alt text": {"01_data", "05_viz", "10_spectral", "30_moram", "50_similarity"},
     "one home": {"METRICS", "explore", "similarity"},
+    "thumbnail": {"clustering", "moram", "rlrp", "similarity", "spectral", "trees"},
 }
 
 
@@ -530,6 +534,41 @@ def test_index():
     assert not [link for link in links if not link.startswith("https://")]
     assert not [page.stem for page in TOPICS if f"{SETTINGS['doc_host']}{SETTINGS['doc_baseurl']}/{page.stem[3:]}.html" not in links]
     assert not [n for n, out in outputs(page) for kind in out.get("data", {}) if kind.startswith("image/")]
+
+
+@pytest.mark.parametrize("name", [page.stem[3:] for page in TOPICS])
+def test_thumbnail(name):
+    "The landing page shows a picture of each topic, which a cell of its page has written."
+    text = "".join(cell.source for _, cell in cells(NBS / "index.ipynb", "markdown"))
+    faults = [f"nbs/images/{name}.png is missing"] * (not (NBS / "images" / f"{name}.png").is_file())
+    faults += ["the table of index.ipynb does not show it"] * (f"/images/{name}.png" not in text)
+    obeys("thumbnail", name, faults)
+
+
+def test_hooks_leave_a_clean_tree():
+    "The line that `nbdev_install_hooks` would add to .gitattributes is there, and its .gitconfig is ignored."
+    assert "\n*.ipynb merge=nbdev-merge\n" in (ROOT / ".gitattributes").read_text(encoding="utf-8")
+    assert ".gitconfig" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+
+
+def test_source_distribution(tmp_path):
+    "The sdist holds what setup.py reads, the modules, and neither pages nor weights."
+    kept = ["setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "constraints.txt"]
+    for name in kept:
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(LIB, tmp_path / LIB.name, ignore=shutil.ignore_patterns("__pycache__"))
+    python("setup.py", "-q", "sdist", folder=tmp_path)
+    with tarfile.open(next((tmp_path / "dist").glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {*kept, f"{LIB.name}/core.py", f"{LIB.name}/py.typed"} <= names
+    assert not [name for name in names if name.endswith((".ipynb", ".png", ".jpg", ".pth", ".pt"))]
+
+
+def test_version_is_the_same_everywhere():
+    "settings.ini, the package and CITATION.cff name one version."
+    version = SETTINGS["version"]
+    assert f'__version__ = "{version}"' in (LIB / "__init__.py").read_text(encoding="utf-8")
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == version
 
 
 def test_constraints_pin_every_requirement():
