@@ -23,7 +23,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
-# %% ../nbs/80_fairwashing.ipynb #c8a490a6
+# %% ../nbs/80_fairwashing.ipynb #a320271b
 def encode_labels(
     values: Sequence,  # One value a person, (B,): 0 and 1, or two different strings
     name: str = "labels",  # What they are, for the messages
@@ -35,28 +35,18 @@ def encode_labels(
     missing = int(pd.isna(given).sum())
     if missing:
         raise ValueError(f"{name} hold {missing} missing values; drop these people first")
-    kinds = np.unique(given.astype(str)) if given.dtype.kind in "OUST" else np.unique(given)
+    kinds = np.unique(given.astype(str) if given.dtype.kind in "OUST" else given).tolist()
     if len(kinds) > 2:
-        hint = f"compare one with the rest: one_against_rest({name}, {kinds[0].item()!r})"
-        raise ValueError(
-            f"{name} take {len(kinds)} values ({', '.join(map(str, kinds[:5]))}), expected two; {hint}"
-        )
-    if kinds.dtype.kind == "U":
+        shown = ", ".join(map(str, kinds[:5]))
+        hint = f"compare one with the rest: one_against_rest({name}, {kinds[0]!r})"
+        raise ValueError(f"{name} take {len(kinds)} values ({shown}), expected two; {hint}")
+    if isinstance(kinds[0], str):
         return _encode_strings(given.astype(str), kinds, name)
-    if not np.isin(kinds, [0, 1]).all():
-        raise ValueError(
-            f"{name} hold {kinds.tolist()}, expected 0 and 1 (1: favourable, or the group to protect)"
-        )
+    if not set(kinds) <= {0, 1}:
+        raise ValueError(f"{name} hold {kinds}, expected 0 and 1 (1: favourable, or the group to protect)")
     return given.astype(np.int64)
 
-
-def _encode_strings(given: np.ndarray, kinds: np.ndarray, name: str) -> np.ndarray:
-    "Two strings as 0 and 1, with a warning that shows which is which."
-    shown = ", ".join(f"{kind!r} -> {i}" for i, kind in enumerate(kinds))
-    warnings.warn(f"{name} mapped: {shown}", stacklevel=4)
-    return (given == kinds[-1]).astype(np.int64)
-
-# %% ../nbs/80_fairwashing.ipynb #1f0b58d9
+# %% ../nbs/80_fairwashing.ipynb #75b5224b
 def one_against_rest(
     group: Sequence,  # Name of each person's group, (B,)
     protected: Any,  # The group to protect
@@ -64,9 +54,8 @@ def one_against_rest(
     "Two groups from several."
     names = np.asarray(group)
     if not (names == protected).any():
-        raise ValueError(
-            f"no person is in group {protected!r}; the groups are {np.unique(names)[:6].tolist()}"
-        )
+        known = np.unique(names)[:6].tolist()
+        raise ValueError(f"no person is in group {protected!r}; the groups are {known}")
     return (names == protected).astype(np.int64)
 
 
@@ -77,10 +66,18 @@ def _check_group(group: Sequence, size: int) -> np.ndarray:
         raise ValueError(f"group has {len(member)} entries for {size} people")
     counts = np.bincount(member, minlength=2)
     if counts.min() < 2:
+        few = int(counts.argmin())
         raise ValueError(
-            f"group {counts.argmin()} has {counts.min()} members; a rate needs at least 2 in each group"
+            f"group {few} has only {counts[few]} of {size} people; a rate needs at least 2 in each group"
         )
     return member
+
+# %% ../nbs/80_fairwashing.ipynb #6692aab0
+def _encode_strings(given: np.ndarray, kinds: list[str], name: str) -> np.ndarray:
+    "Two strings as 0 and 1, with a warning that shows which is which."
+    shown = ", ".join(f"{kind!r} -> {i}" for i, kind in enumerate(kinds))
+    warnings.warn(f"{name} mapped: {shown}", stacklevel=4)
+    return (given == kinds[-1]).astype(np.int64)
 
 
 def _check_answers(answers: Sequence, size: int, name: str) -> np.ndarray:
@@ -92,7 +89,7 @@ def _check_answers(answers: Sequence, size: int, name: str) -> np.ndarray:
         return encode_labels(given, name).astype(float)
     if not ((given >= 0) & (given <= 1)).all():
         raise ValueError(
-            f"{name} must be numbers from 0 to 1 without NaN, got {given[~((given >= 0) & (given <= 1))][:3]}"
+            f"{name} must be numbers from 0 to 1 without NaN, got {given.min()} ... {given.max()}"
         )
     return given.astype(float)
 
@@ -137,7 +134,7 @@ def _rate_parts(rate: str, h: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray
     }
     return parts[rate]
 
-# %% ../nbs/80_fairwashing.ipynb #a514d84c
+# %% ../nbs/80_fairwashing.ipynb #2f451701
 def _wilson(share: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
     "Wilson's interval of a share of `n`, which may be an expected count."
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
@@ -153,7 +150,7 @@ def _newcombe(rates: Sequence[float], counts: Sequence[float]) -> tuple[float, f
     difference = rates[0] - rates[1]
     return float(difference - below), float(difference + above)
 
-
+# %% ../nbs/80_fairwashing.ipynb #b045f202
 def _rate_gap(measure: str, rate: str, h: np.ndarray, truth: np.ndarray, group: np.ndarray) -> Gap:
     "The gap of one rate."
     hits, counted = _rate_parts(rate, h, truth)
@@ -168,7 +165,7 @@ def _rate_gap(measure: str, rate: str, h: np.ndarray, truth: np.ndarray, group: 
     ends = [tuple(map(float, pair)) for pair in (rates, counts, shares)]
     return Gap(measure, rate, float(rates[0] - rates[1]), low, high, *ends)
 
-# %% ../nbs/80_fairwashing.ipynb #637e4dd0
+# %% ../nbs/80_fairwashing.ipynb #dd22befd
 def fairness_gap(
     h: Sequence,  # Answers of the explainer, (B,): 0 and 1, or expected answers in 0 ... 1
     b: Sequence,  # Answers of the box, (B,), 0 and 1
@@ -190,7 +187,7 @@ def _check_people(h: Sequence, b: Sequence, group: Sequence) -> tuple[np.ndarray
     box = encode_labels(b, "box labels")
     return _check_answers(h, len(box), "answers"), box, _check_group(group, len(box))
 
-
+# %% ../nbs/80_fairwashing.ipynb #9e326c7e
 def _rates_of(measure: str) -> tuple[str, ...]:
     "The rates that a measure compares."
     if measure not in MEASURES:
@@ -325,7 +322,7 @@ class Front:
         audit = _audit(b, X, group, self.measure, self.truth, outcome)
         return replace(self, **_valued(self.models, audit), chosen=self.chosen or self)
 
-# %% ../nbs/80_fairwashing.ipynb #568bca9a
+# %% ../nbs/80_fairwashing.ipynb #9e7257ec
 def _mix(front: Front, index: np.ndarray, weights: np.ndarray) -> Mixture:
     "Some models with their weights, valued on this front's people."
     models = tuple(front.models[i] for i in index)
@@ -348,7 +345,7 @@ def _choose(front: Front, bound: float) -> tuple[np.ndarray, np.ndarray]:
         )
     return index, weights
 
-# %% ../nbs/80_fairwashing.ipynb #0b89bc81
+# %% ../nbs/80_fairwashing.ipynb #81ce19f1
 class _Audit(NamedTuple):
     "What a front is valued on."
 
@@ -357,6 +354,19 @@ class _Audit(NamedTuple):
     sides: np.ndarray  # Whom the rate counts in group 0 and in group 1, (2 B), 0.0 and 1.0
 
 
+def _valued(models: Sequence, audit: _Audit) -> dict[str, Any]:
+    "Fidelity and gap of every model, and the gap of the box."
+    answers = np.stack([model.predict(audit.X) for model in models])
+    counts = audit.sides.sum(1)
+    rates = answers @ audit.sides.T / counts
+    box = audit.sides @ audit.box / counts
+    shares = tuple((counts / len(audit.box)).tolist())
+    gap = rates[:, 0] - rates[:, 1]
+    return dict(
+        fidelity=(answers == audit.box).mean(1), gap=gap, box_gap=float(box[0] - box[1]), shares=shares
+    )
+
+# %% ../nbs/80_fairwashing.ipynb #94bb18f9
 def _audit(
     b: Sequence, X: Any, group: Sequence, measure: str, truth: str, outcome: Sequence | None
 ) -> _Audit:
@@ -377,7 +387,7 @@ def _audit(
         raise ValueError(f"{rate} is undefined for group {sides.sum(1).argmin()}: none of its members counts")
     return _Audit(X, box, sides)
 
-# %% ../nbs/80_fairwashing.ipynb #976fd0f7
+# %% ../nbs/80_fairwashing.ipynb #d4729355
 def _check_features(X: Any, member: np.ndarray) -> None:
     "A table with a row a person and without NaN; a warning if the group is one of its columns."
     if len(np.shape(X)) != 2 or np.shape(X)[0] != len(member):
@@ -386,14 +396,12 @@ def _check_features(X: Any, member: np.ndarray) -> None:
     if missing:
         raise ValueError(f"X holds {missing} NaN; impute or drop them first")
     for name, column in pd.DataFrame(X).items():
-        codes = pd.factorize(column)[0]
-        if codes.max() == 1 and (codes == member).all() or codes.max() == 1 and (codes != member).all():
+        if column.nunique() == 2 and column.groupby(member).nunique().max() == 1:
             warnings.warn(
-                f"column {name!r} of X is the group itself; drop it, explainers should not see it",
-                stacklevel=5,
+                f"column {name!r} of X is the group itself; drop it, explainers must not see it", stacklevel=5
             )
 
-
+# %% ../nbs/80_fairwashing.ipynb #e212fb4b
 def _check_explainer(explainer: Any) -> None:
     "A classifier that takes weights, also as the last step of a pipeline."
     last = explainer.steps[-1][1] if isinstance(explainer, Pipeline) else explainer
@@ -404,7 +412,18 @@ def _check_explainer(explainer: Any) -> None:
         hint = "use one that does, such as LogisticRegression or DecisionTreeClassifier"
         raise TypeError(f"{name}.fit takes no sample_weight, which the attack needs; {hint}")
 
-# %% ../nbs/80_fairwashing.ipynb #629b0e97
+
+def _check_prices(multipliers: Sequence[float]) -> np.ndarray:
+    "Prices as a vector that has the price 0."
+    prices = np.asarray(multipliers, float)
+    if prices.ndim != 1 or not np.isfinite(prices).all():
+        raise ValueError(f"multipliers must be a list of finite numbers, got {multipliers!r}")
+    return prices if (prices == 0).any() else np.r_[0.0, prices]
+
+# %% ../nbs/80_fairwashing.ipynb #14c6894f
+MULTIPLIERS = tuple((np.arange(-12, 13) / 12).tolist())  # Prices of a whole unit of gap, in units of fidelity
+
+
 def _best_response(explainer: Any, audit: _Audit, price: float) -> Any:
     "A copy of the explainer, fitted at one price of the gap; a constant where only one label is left."
     counts = audit.sides.sum(1)
@@ -422,23 +441,7 @@ def _constant(X: Any, answer: int) -> DummyClassifier:
     "The model that gives everybody the same answer."
     return DummyClassifier(strategy="constant", constant=answer).fit(X, np.full(len(X), answer))
 
-
-def _valued(models: Sequence, audit: _Audit) -> dict[str, Any]:
-    "Fidelity and gap of every model, and the gap of the box."
-    answers = np.stack([model.predict(audit.X) for model in models])
-    counts = audit.sides.sum(1)
-    rates = answers @ audit.sides.T / counts
-    box = audit.sides @ audit.box / counts
-    shares = tuple((counts / len(audit.box)).tolist())
-    gap = rates[:, 0] - rates[:, 1]
-    return dict(
-        fidelity=(answers == audit.box).mean(1), gap=gap, box_gap=float(box[0] - box[1]), shares=shares
-    )
-
-# %% ../nbs/80_fairwashing.ipynb #23998695
-MULTIPLIERS = tuple((np.arange(-12, 13) / 12).tolist())  # Prices of a whole unit of gap, in units of fidelity
-
-
+# %% ../nbs/80_fairwashing.ipynb #9c560845
 def fairwash_front(
     b: Sequence,  # Answers of the box, (B,), 0 and 1; both must occur
     X: Any,  # Features of the same people without the group, (B D)
@@ -463,15 +466,7 @@ def fairwash_front(
         prices = np.r_[prices, np.nan, np.nan]
     return Front(tuple(models), prices, measure=measure, truth=truth, **_valued(models, audit))
 
-# %% ../nbs/80_fairwashing.ipynb #d132427b
-def _check_prices(multipliers: Sequence[float]) -> np.ndarray:
-    "Prices as a vector that has the price 0."
-    prices = np.asarray(multipliers, float)
-    if prices.ndim != 1 or not np.isfinite(prices).all():
-        raise ValueError(f"multipliers must be a list of finite numbers, got {multipliers!r}")
-    return prices if (prices == 0).any() else np.r_[0.0, prices]
-
-# %% ../nbs/80_fairwashing.ipynb #126645fe
+# %% ../nbs/80_fairwashing.ipynb #cb60e2bf
 def best_mixture(
     fidelity: np.ndarray,  # Of each model, (N,)
     gaps: np.ndarray,  # Signed gaps of each model, (K N), a row for each constraint
@@ -486,7 +481,7 @@ def best_mixture(
         raise ValueError(f"no mixture of these models keeps every gap below {bound}; add the constant models")
     return found.x
 
-# %% ../nbs/80_fairwashing.ipynb #8245bb72
+
 def fidelity_ceiling(
     front: Front,  # Gives the box's gap and the shares of the groups
     gap: float,  # Gap shown, at least 0
@@ -494,7 +489,7 @@ def fidelity_ceiling(
     "The fidelity that no explainer of any kind can exceed if it shows a gap of at most `gap`."
     return 1 - max(0.0, abs(front.box_gap) - gap) * min(front.shares)
 
-# %% ../nbs/80_fairwashing.ipynb #92845fe3
+# %% ../nbs/80_fairwashing.ipynb #a0e1b5c1
 class GapRange(NamedTuple):
     "What explanations of nearly the same fidelity can show."
 
@@ -515,7 +510,7 @@ def unfairness_range(
     high = -_first_at(-gap[::-1], fidelity[::-1], floor)
     return GapRange(_first_at(gap, fidelity, floor), high, floor)
 
-
+# %% ../nbs/80_fairwashing.ipynb #098f738a
 def _first_at(gap: np.ndarray, fidelity: np.ndarray, floor: float) -> float:
     "The first gap, from the left, at which the hull reaches a fidelity."
     k = int(np.argmax(fidelity >= floor))
@@ -548,7 +543,7 @@ def transfer_table(
                 rows.append({"teacher": teacher, "student": student, **row, **control})
     return pd.DataFrame(rows)
 
-# %% ../nbs/80_fairwashing.ipynb #de142014
+# %% ../nbs/80_fairwashing.ipynb #563ad13b
 def _rows(table: Any, index: np.ndarray) -> Any:
     "Some rows of an array, a series or a data frame."
     return table.iloc[index] if hasattr(table, "iloc") else np.asarray(table)[index]
@@ -561,7 +556,7 @@ def _fresh_half(b, X, group, explainer, gap, multipliers, halves) -> dict[str, f
     fresh = front.on(there[1], there[0], there[2]).at(gap)
     return {"fresh_fidelity": fresh.fidelity, "fresh_gap": fresh.gap}
 
-
+# %% ../nbs/80_fairwashing.ipynb #c3026055
 def _transfer_row(
     front: Front, X: Any, group: Sequence, b: Sequence, other: Sequence, gap: float
 ) -> dict[str, float]:
@@ -625,7 +620,7 @@ def hidden_gap(
     shown = fairness_gap(h, b, group).value
     return (own - shown) * (1.0 if own >= 0 else -1.0)
 
-# %% ../nbs/80_fairwashing.ipynb #3b56b5b1
+# %% ../nbs/80_fairwashing.ipynb #fab2c5c3
 class Detection(NamedTuple):
     "How well a number separates washed from honest explanations."
 
@@ -633,7 +628,7 @@ class Detection(NamedTuple):
     low: float  # Lower end of the interval
     high: float  # Upper end
 
-
+# %% ../nbs/80_fairwashing.ipynb #a0adcb78
 def detection_auc(
     honest: Sequence[float],  # Scores of the honest explanations, (N,)
     washed: Sequence[float],  # Scores of the washed explanations of the same boxes, (N,)
