@@ -559,7 +559,7 @@ def show_fronts(
         ax.legend(frameon=False, loc="lower right")
     return fig
 
-# %% ../nbs/05_viz.ipynb #27148f6a
+# %% ../nbs/05_viz.ipynb #762f5927
 def _draw_front(ax: Axes, name: str, front: Any, colour: str, direction: int, bound: float) -> float:
     "One front, its honest and its washed explanation; the lowest fidelity in view."
     hull = front.hull
@@ -568,7 +568,7 @@ def _draw_front(ax: Axes, name: str, front: Any, colour: str, direction: int, bo
     for mixture, marker, label in ((front.honest, "s", "honest"), (front.at(bound), "D", "washed")):
         place = (direction * mixture.gap, mixture.fidelity)
         ax.plot(*place, marker, color=colour, markeredgecolor="black", markersize=8)
-        ax.annotate(label, place, xytext=(-6, -14), textcoords="offset points", ha="right")
+        ax.annotate(label, place, xytext=(8, -14), textcoords="offset points")
     gaps = direction * front.gap[hull]
     order = np.argsort(gaps)
     return float(np.interp(0, gaps[order], front.fidelity[hull][order]))
