@@ -737,7 +737,8 @@ def show_fronts(
     with _style():
         fig = Picture(WIDTH * 0.8, 3.8)
         ax = fig.subplots()
-        lows = [_draw_front(ax, *item, direction, share * own) for item in zip(fronts, fronts.values(), PALETTE)]
+        named = zip(fronts, fronts.values(), PALETTE)
+        lows = [_draw_front(ax, *item, direction, share * own) for item in named]
         ceiling = [1 - own * min(first.shares), 1, 1]
         ax.plot([0, own, 1.5 * own], ceiling, color="0.5", linestyle="--", label="no explainer lies above")
         ax.axvline(own, color="0.5", linestyle=":", label="gap of the box")
