@@ -48,7 +48,7 @@ def encode_labels(
         raise ValueError(f"{name} hold {kinds}, expected 0 and 1 (1: favourable, or the group to protect)")
     return given.astype(np.int64)
 
-# %% ../nbs/80_fairwashing.ipynb #75b5224b
+# %% ../nbs/80_fairwashing.ipynb #62769613
 def one_against_rest(
     group: Sequence,  # Name of each person's group, (B,)
     protected: Any,  # The group to protect
@@ -74,7 +74,7 @@ def _check_group(group: Sequence, size: int) -> np.ndarray:
         )
     return member
 
-# %% ../nbs/80_fairwashing.ipynb #6692aab0
+# %% ../nbs/80_fairwashing.ipynb #8e9c45de
 def _encode_strings(given: np.ndarray, kinds: list[str], name: str) -> np.ndarray:
     "Two strings as 0 and 1, with a warning that shows which is which."
     shown = ", ".join(f"{kind!r} -> {i}" for i, kind in enumerate(kinds))
@@ -136,7 +136,7 @@ def _rate_parts(rate: str, h: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray
     }
     return parts[rate]
 
-# %% ../nbs/80_fairwashing.ipynb #71efd40e
+# %% ../nbs/80_fairwashing.ipynb #67f86afd
 def _newcombe(hits: Sequence[float], counts: Sequence[float]) -> Interval:
     "The difference of two rates with Newcombe's interval, which is made of two Wilson intervals."
     first, second = (wilson_interval(min(hit, n), n) for hit, n in zip(hits, counts))
@@ -184,7 +184,7 @@ def _check_people(h: Sequence, b: Sequence, group: Sequence) -> tuple[np.ndarray
     box = encode_labels(b, "box labels")
     return _check_answers(h, len(box), "answers"), box, _check_group(group, len(box))
 
-# %% ../nbs/80_fairwashing.ipynb #9e326c7e
+
 def _rates_of(measure: str) -> tuple[str, ...]:
     "The rates that a measure compares."
     if measure not in MEASURES:
@@ -223,9 +223,9 @@ def _turns_left(a: int, c: int, d: int, gap: np.ndarray, fidelity: np.ndarray) -
     rise = (fidelity[c] - fidelity[a]) * (gap[d] - gap[a])
     return bool(rise <= (fidelity[d] - fidelity[a]) * (gap[c] - gap[a]))
 
-# %% ../nbs/80_fairwashing.ipynb #81178e48
+# %% ../nbs/80_fairwashing.ipynb #fe425aba
 def _mix_at(gap: np.ndarray, hull: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    "Indices and weights of the one or two models on the hull that mix to the gap `level`; empty outside of it."
+    "Indices and weights of the one or two models on the hull that mix to a gap; empty outside of the hull."
     on_hull = gap[hull]
     right = int(np.searchsorted(on_hull, level))
     if right < len(hull) and on_hull[right] == level:
@@ -237,9 +237,8 @@ def _mix_at(gap: np.ndarray, hull: np.ndarray, level: float) -> tuple[np.ndarray
     return pair, np.array([1 - share, share])
 
 
-def _best_pair(gap: np.ndarray, fidelity: np.ndarray, bound: float) -> tuple[np.ndarray, np.ndarray]:
-    "The best mixture within a bound: the hull is concave, so it lies as near to the peak as the bound allows."
-    hull = upper_hull(gap, fidelity)
+def _best_pair(gap: np.ndarray, fidelity: np.ndarray, hull: np.ndarray, bound: float) -> tuple:
+    "The best mixture within a bound: on a concave hull it lies as near to the peak as the bound allows."
     peaks = hull[fidelity[hull] == fidelity[hull].max()]
     peak = peaks[np.abs(gap[peaks]).argmin()]
     return _mix_at(gap, hull, float(np.clip(gap[peak], -bound, bound)))
@@ -276,7 +275,7 @@ class Mixture:
         "How often a constant model answers."
         return float(sum(w for w, price in zip(self.weights, self.multipliers) if np.isnan(price)))
 
-# %% ../nbs/80_fairwashing.ipynb #d88c7163
+# %% ../nbs/80_fairwashing.ipynb #6e40c999
 @dataclass(frozen=True)
 class Front:
     "All explanations that were tried, as points of fidelity and signed gap."
@@ -285,16 +284,12 @@ class Front:
     multipliers: np.ndarray  # Price of the gap for each, (N,); NaN: constant
     fidelity: np.ndarray  # Share of people who get the box's answer, (N,)
     gap: np.ndarray  # Signed gap, (N,)
+    hull: np.ndarray  # Indices of the models on the upper concave hull of these points, by rising gap, (H,)
     box_gap: float  # Signed gap of the box itself
     shares: tuple[float, float]  # People of each group whom the rate counts, over all people
     measure: str  # Of the gap
     truth: str  # "box" or "outcome"
     chosen: "Front | None" = None  # Where mixtures are chosen; None: here
-
-    @property
-    def hull(self) -> np.ndarray:  # Indices by rising gap, (H,)
-        "The models on the upper concave hull of this front's points."
-        return upper_hull(self.gap, self.fidelity)
 
     @property
     def honest(self) -> Mixture:  # The model fitted without a price on the gap
@@ -316,10 +311,9 @@ class Front:
         outcome: Sequence | None = None,  # (B,), where the front's truth is "outcome"
     ) -> "Front":  # The same models with other points; mixtures are chosen as before
         "What the same explanations do elsewhere."
-        audit = _audit(b, X, group, self.measure, self.truth, outcome)
-        return replace(self, **_valued(self.models, audit), chosen=self.chosen or self)
+        return _move(self, _audit(b, X, group, self.measure, self.truth, outcome))
 
-# %% ../nbs/80_fairwashing.ipynb #c140b3d0
+# %% ../nbs/80_fairwashing.ipynb #09278233
 def _mix(front: Front, index: np.ndarray, weights: np.ndarray) -> Mixture:
     "Some models with their weights, valued on this front's people."
     models = tuple(front.models[i] for i in index)
@@ -329,11 +323,16 @@ def _mix(front: Front, index: np.ndarray, weights: np.ndarray) -> Mixture:
     return Mixture(models, tuple(weights.tolist()), prices, fidelity, gap, front.box_gap)
 
 
+def _move(front: Front, audit: "_Audit") -> Front:
+    "The same models, valued on other people; mixtures are chosen where they were."
+    return replace(front, **_valued(front.models, audit), chosen=front.chosen or front)
+
+
 def _choose(front: Front, bound: float) -> tuple[np.ndarray, np.ndarray]:
     "The best pair below a bound, or what is wrong with the bound."
     if not bound >= 0:
         raise ValueError(f"gap is {bound}, expected a number of at least 0")
-    index, weights = _best_pair(front.gap, front.fidelity, bound)
+    index, weights = _best_pair(front.gap, front.fidelity, front.hull, bound)
     if not len(index):
         nearest = np.abs(front.gap).min()
         remedy = "widen the multipliers or pass constants=True"
@@ -342,7 +341,7 @@ def _choose(front: Front, bound: float) -> tuple[np.ndarray, np.ndarray]:
         )
     return index, weights
 
-# %% ../nbs/80_fairwashing.ipynb #d97089ae
+# %% ../nbs/80_fairwashing.ipynb #083820c3
 class _Audit(NamedTuple):
     "What a front is valued on."
 
@@ -359,11 +358,11 @@ def _valued(models: Sequence, audit: _Audit) -> dict[str, Any]:
     box = audit.sides @ audit.box / counts
     shares = tuple((counts / len(audit.box)).tolist())
     gap = rates[:, 0] - rates[:, 1]
-    return dict(
-        fidelity=(answers == audit.box).mean(1), gap=gap, box_gap=float(box[0] - box[1]), shares=shares
-    )
+    fidelity = (answers == audit.box).mean(1)
+    hull = upper_hull(gap, fidelity)
+    return dict(fidelity=fidelity, gap=gap, hull=hull, box_gap=float(box[0] - box[1]), shares=shares)
 
-# %% ../nbs/80_fairwashing.ipynb #2bade2e5
+# %% ../nbs/80_fairwashing.ipynb #94bb18f9
 def _audit(
     b: Sequence, X: Any, group: Sequence, measure: str, truth: str, outcome: Sequence | None
 ) -> _Audit:
@@ -384,7 +383,7 @@ def _audit(
         raise ValueError(f"{rate} is undefined for group {sides.sum(1).argmin()}: none of its members counts")
     return _Audit(X, box, sides)
 
-# %% ../nbs/80_fairwashing.ipynb #0d9f6f86
+# %% ../nbs/80_fairwashing.ipynb #d4729355
 def _check_features(X: Any, member: np.ndarray) -> None:
     "A table with a row a person and without NaN; a warning if the group is one of its columns."
     if len(np.shape(X)) != 2 or np.shape(X)[0] != len(member):
@@ -486,7 +485,7 @@ def fidelity_ceiling(
     "The fidelity that no explainer of any kind can exceed if it shows a gap of at most `gap`."
     return 1 - max(0.0, abs(front.box_gap) - gap) * min(front.shares)
 
-# %% ../nbs/80_fairwashing.ipynb #289a4847
+# %% ../nbs/80_fairwashing.ipynb #d3884a90
 class GapRange(NamedTuple):
     "What explanations of nearly the same fidelity can show."
 
@@ -503,11 +502,12 @@ def unfairness_range(
     if not 0 <= loss <= 1:
         raise ValueError(f"loss is {loss}, expected a share of people, 0 ... 1")
     floor = front.honest.fidelity - loss
-    gap, fidelity = front.gap[front.hull], front.fidelity[front.hull]
+    gap = front.gap[front.hull]
+    fidelity = front.fidelity[front.hull]
     high = -_first_at(-gap[::-1], fidelity[::-1], floor)
     return GapRange(_first_at(gap, fidelity, floor), high, floor)
 
-# %% ../nbs/80_fairwashing.ipynb #855e92fb
+
 def _first_at(gap: np.ndarray, fidelity: np.ndarray, floor: float) -> float:
     "The first gap, from the left, at which the hull reaches a fidelity."
     k = int(np.argmax(fidelity >= floor))
@@ -540,7 +540,7 @@ def transfer_table(
                 rows.append({"teacher": teacher, "student": student, **row, **control})
     return pd.DataFrame(rows)
 
-# %% ../nbs/80_fairwashing.ipynb #c22fff2e
+# %% ../nbs/80_fairwashing.ipynb #43ecbe2a
 def _rows(table: Any, index: np.ndarray) -> Any:
     "Some rows of an array, a series or a data frame."
     return table.iloc[index] if hasattr(table, "iloc") else np.asarray(table)[index]
@@ -553,7 +553,7 @@ def _fresh_half(b, X, group, explainer, gap, multipliers, halves) -> dict[str, f
     fresh = front.on(there[1], there[0], there[2]).at(gap)
     return {"fresh_fidelity": fresh.fidelity, "fresh_gap": fresh.gap}
 
-# %% ../nbs/80_fairwashing.ipynb #ac0488dc
+
 def _transfer_row(
     front: Front, X: Any, group: Sequence, b: Sequence, other: Sequence, gap: float
 ) -> dict[str, float]:
@@ -617,7 +617,7 @@ def hidden_gap(
     shown = fairness_gap(h, b, group).value
     return (own - shown) * (1.0 if own >= 0 else -1.0)
 
-# %% ../nbs/80_fairwashing.ipynb #1f34da46
+# %% ../nbs/80_fairwashing.ipynb #8615ccf0
 def detection_auc(
     honest: Sequence[float],  # Scores of the honest explanations, (N,)
     washed: Sequence[float],  # Scores of the washed explanations of the same boxes, (N,)
