@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'DPI', 'PALETTE', 'SIGNED', 'Picture', 'show_maps', 'show_neighbours', 'overlay_rgb', 'overlay', 'curves',
-           'bars', 'show_history', 'explore', 'show_tree_pair', 'show_census', 'show_hierarchies', 'show_tradeoff']
+           'bars', 'show_history', 'explore', 'show_tree_pair', 'show_census', 'show_hierarchies', 'show_tradeoff',
+           'show_fronts']
 
 # %% ../nbs/05_viz.ipynb #7f90513a
 import io
@@ -668,3 +669,42 @@ def _label_path(ax: Axes, mean: pd.DataFrame, path: str) -> None:
         taken.append(best)
         place = dict(xytext=(best - here) * 72 / DPI, textcoords="offset points", ha="center", va="center")
         ax.annotate(m[len(path) :], mean.loc[m], **place, fontsize=8, color=PALETTE[0])
+
+# %% ../nbs/05_viz.ipynb #35aea0a2
+def show_fronts(
+    fronts: Mapping[str, Any],  # Name -> `fairwashing.Front`; the first one's box is drawn
+    *,
+    share: float = 0.5,  # The mixture that shows this share of the box's gap is marked
+    title: str = "",  # Take-away
+) -> Picture:  # Closed figure
+    "Fronts of fidelity and signed gap, the box's own gap, and the ceiling that no explainer passes."
+    first = next(iter(fronts.values()))
+    direction = -1 if first.box_gap < 0 else 1
+    own = abs(first.box_gap)
+    with _style():
+        fig = Picture(WIDTH * 0.8, 3.8)
+        ax = fig.subplots()
+        named = zip(fronts, fronts.values(), PALETTE)
+        lows = [_draw_front(ax, *item, direction, share * own) for item in named]
+        ceiling = [1 - own * min(first.shares), 1, 1]
+        ax.plot([0, own, 1.5 * own], ceiling, color="0.5", linestyle="--", label="no explainer lies above")
+        ax.axvline(own, color="0.5", linestyle=":", label="gap of the box")
+        ax.set(xlim=(-0.1 * own, 1.5 * own), ylim=(min(lows) - 0.02, 1.01))
+        ax.set(xlabel="gap shown", ylabel="fidelity (share of people)", title=title)
+        ax.grid(color="0.92")
+        ax.legend(frameon=False, loc="lower right")
+    return fig
+
+# %% ../nbs/05_viz.ipynb #762f5927
+def _draw_front(ax: Axes, name: str, front: Any, colour: str, direction: int, bound: float) -> float:
+    "One front, its honest and its washed explanation; the lowest fidelity in view."
+    hull = front.hull
+    ax.plot(direction * front.gap, front.fidelity, "o", color=colour, alpha=0.35, markersize=4)
+    ax.plot(direction * front.gap[hull], front.fidelity[hull], color=colour, linewidth=1.6, label=name)
+    for mixture, marker, label in ((front.honest, "s", "honest"), (front.at(bound), "D", "washed")):
+        place = (direction * mixture.gap, mixture.fidelity)
+        ax.plot(*place, marker, color=colour, markeredgecolor="black", markersize=8)
+        ax.annotate(label, place, xytext=(8, -14), textcoords="offset points")
+    gaps = direction * front.gap[hull]
+    order = np.argsort(gaps)
+    return float(np.interp(0, gaps[order], front.fidelity[hull][order]))
