@@ -7,38 +7,18 @@ __all__ = ['Sketch', 'scan_topk', 'model_digest', 'GradientIndex']
 
 # %% ../nbs/51_gradient_index.ipynb #bb2f23ef
 import hashlib, json, math, os, time, zlib
-
-
 from collections.abc import Callable, Sequence
-
-
 from dataclasses import asdict, dataclass, field, fields, replace
-
-
 from pathlib import Path
-
-
 from typing import Any
 
-
 import numpy as np
-
-
 import torch
-
-
 import torch.distributed as dist
-
-# %% ../nbs/51_gradient_index.ipynb #1f97ba0b
 import torch.nn.functional as F
-
-
 from torch import Tensor, nn
 
-
 from .core import check_finite, hash_key, progress
-
-
 from xai_nb.per_example import (
     BatchGradients,
     ChosenExamples,
@@ -52,13 +32,11 @@ from xai_nb.per_example import (
     run_batches,
     unit_rows,
 )
-
-# %% ../nbs/51_gradient_index.ipynb #c6ddda62
 from .similarity import Neighbours, predicted_classes
 
-# %% ../nbs/51_gradient_index.ipynb #420353cc
+# %% ../nbs/51_gradient_index.ipynb #6914a666
 def _equal_buckets(seed: int, name: str, size: int, k: int) -> tuple[Tensor, Tensor]:
-    "A CountSketch with equally full buckets: a keyed order of the coordinates, padded to rows of k, and their signs."
+    "A CountSketch with equally full buckets: a keyed order of the coordinates, padded, and their signs."
     padded = -(-size // k) * k
     places = np.arange(padded, dtype=np.int64)
     order = torch.from_numpy(np.argsort(hash_key(seed, name, places), kind="stable"))
@@ -75,7 +53,7 @@ def _rademacher_signs(seed: int, name: str, rows: int, k: int) -> Tensor:
     bits = np.unpackbits(words.view(np.uint8).reshape(rows, -1), axis=1)[:, :k]
     return torch.from_numpy((bits.astype(np.float32) * 2 - 1) / math.sqrt(k))
 
-# %% ../nbs/51_gradient_index.ipynb #fd831fa5
+# %% ../nbs/51_gradient_index.ipynb #f7a2f979
 @dataclass
 class Sketch:
     "A linear map of gradients to k numbers, a function of its seed and the parameter names alone."
@@ -119,14 +97,14 @@ class Sketch:
         return rows @ self._map(_rademacher_signs, name, rows.shape[1], k, rows).to(rows.dtype)
 
     def _count(self, name: str, rows: Tensor, k: int) -> Tensor:
-        "Signed sums of the coordinates in each bucket, (B k); on a CPU a few examples at a time, in the cache."
+        "Signed sums of the coordinates in each bucket, (B k); on a CPU a few examples at a time."
         order, sign = self._map(_equal_buckets, name, rows.shape[1], k, rows)
         step = max(1, 2**18 // len(order)) if rows.device.type == "cpu" else len(rows)
         blocks = [r.index_select(1, order).mul_(sign) for r in rows.split(step)]
         return torch.cat([b.view(-1, len(order) // k, k).sum(1) for b in blocks])
 
     def _block(self, name: str, part: Any, side: int) -> Tensor:
-        "Kronecker sketch (B at most side^2) of one weight; short vectors are kept, long ones and grouped weights counted."
+        "Kronecker sketch (B at most side^2) of one weight; short vectors are kept, long ones counted."
         if isinstance(part, Outer) and part.bias:
             part = Outer(part.left, F.pad(part.right, (0, 0, 0, 1), value=1.0), part.rows)
         if isinstance(part, Outer) and part.right.shape[1] == 1:
@@ -142,7 +120,7 @@ class Sketch:
             return factor
         return self._map(_rademacher_signs, name, factor.shape[1], side, factor).to(factor.dtype).T @ factor
 
-# %% ../nbs/51_gradient_index.ipynb #90a8f54f
+# %% ../nbs/51_gradient_index.ipynb #b6f4e9ca
 def scan_topk(
     rows: np.ndarray,  # (n k) float16, unit rows, usually memory-mapped
     queries: Tensor,  # (B k) float32, unit rows
@@ -171,7 +149,7 @@ def scan_topk(
             where = where.gather(1, at)
     return sign * best, where
 
-# %% ../nbs/51_gradient_index.ipynb #d30d89e7
+# %% ../nbs/51_gradient_index.ipynb #b63acc96
 def model_digest(
     model: nn.Module,  # Any module
 ) -> str:  # 64 hexadecimal digits
@@ -192,7 +170,7 @@ def _rank_and_world() -> tuple[int, int]:
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
-# %% ../nbs/51_gradient_index.ipynb #e98c998f
+
 def _gather(t: Tensor) -> list[Tensor]:
     "The tensor of every rank, in rank order; the same shape everywhere."
     world = _rank_and_world()[1]
@@ -202,7 +180,7 @@ def _gather(t: Tensor) -> list[Tensor]:
     dist.all_gather(out, t.contiguous())
     return out
 
-# %% ../nbs/51_gradient_index.ipynb #929a7772
+# %% ../nbs/51_gradient_index.ipynb #1af01683
 @dataclass
 class _Header:
     "What an index is, and how far it is built: the state of one process's files."
@@ -239,7 +217,7 @@ class _Header:
         new.write_text(json.dumps(asdict(self)))
         os.replace(new, path)
 
-# %% ../nbs/51_gradient_index.ipynb #55310021
+# %% ../nbs/51_gradient_index.ipynb #e559697e
 def _check_same_index(old: _Header, new: _Header) -> None:
     "Raise ValueError if a stored index is not the wanted one."
     secret = {"parameters": "another parameter list", "model": "another model, or other weights"}
@@ -256,12 +234,12 @@ def _check_same_index(old: _Header, new: _Header) -> None:
         said = f"this index was built over {old.sizes} examples, now {new.sizes}"
         raise ValueError(f"{said}; pass the same data, and new data by add()")
 
-# %% ../nbs/51_gradient_index.ipynb #e6d5d145
+
 _FILES = {"rows.f16": np.float16, "labels.f64": np.float64, "predictions.i64": np.int64}
 
-# %% ../nbs/51_gradient_index.ipynb #89ecde8f
+# %% ../nbs/51_gradient_index.ipynb #e44c075c
 class _Shard:
-    "The files of one process: three plain arrays, a checksum for each batch, and a header replaced in one step."
+    "The files of one process: three arrays, a checksum for each batch, and a header."
 
     def __init__(self, folder: Path, header: _Header):
         self.folder = folder
@@ -284,7 +262,7 @@ class _Shard:
         return self.folder / "header.json"
 
     def _resume(self) -> None:
-        "Compare the stored header with the wanted one and drop what was written after the last finished batch."
+        "Compare the stored header with the wanted one, and drop an unfinished batch."
         old = _Header.read(self.header_path)
         _check_same_index(old, self.header)
         self.header.batch = old.batch
@@ -357,7 +335,7 @@ class _Shard:
         if at < done:
             raise ValueError("crc.u32 is torn: build the index again")
 
-# %% ../nbs/51_gradient_index.ipynb #7098b596
+# %% ../nbs/51_gradient_index.ipynb #2bff51a2
 def _checksum(arrays: list[np.ndarray], start: int, stop: int) -> int:
     "CRC-32 of some rows of all arrays."
     crc = 0
@@ -365,7 +343,7 @@ def _checksum(arrays: list[np.ndarray], start: int, stop: int) -> int:
         crc = zlib.crc32(np.ascontiguousarray(a[start:stop]).tobytes(), crc)
     return crc
 
-# %% ../nbs/51_gradient_index.ipynb #7274ccff
+
 @dataclass(frozen=True)
 class _Step:
     "One batch of one process."
@@ -389,9 +367,9 @@ def _cut_batches(sizes: list[int], batch: int, rank: int, world: int) -> list[_S
         offset += size
     return steps
 
-# %% ../nbs/51_gradient_index.ipynb #efaa1669
+# %% ../nbs/51_gradient_index.ipynb #411b0bb9
 class GradientIndex:
-    "Sketched, normalised gradients of a training set on disk, searched by an exact scan and reranked by exact gradient cosine."
+    "Sketched gradients of a training set on disk, searched by a scan and reranked by exact gradient cosine."
 
     def __init__(
         self,
@@ -455,15 +433,16 @@ class GradientIndex:
     def __repr__(self) -> str:  # One line
         "What is indexed."
         h = self.shard.header
-        here = f"rank {_rank_and_world()[0]} of {h.world} holds {h.done} rows, {self.bytes_on_disk() / 1e6:.2f} MB"
-        return f"GradientIndex({len(self)} examples, {h.sketch} of {h.width} numbers; {here})"
+        what = f"{len(self)} examples, {h.sketch} of {h.width} numbers"
+        here = f"rank {_rank_and_world()[0]} of {h.world} holds {h.done} rows"
+        return f"GradientIndex({what}; {here}, {self.bytes_on_disk() / 1e6:.2f} MB)"
 
     def bytes_on_disk(self) -> int:  # Of the rows that this rank holds
         "Size of the sketches."
         return 2 * self.shard.header.done * self.shard.header.width
 
     def _sketched(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        "Unit sketches (B width) in float32, and the model's output; own norms, so that close pairs are nearly exact."
+        "Sketches divided by their own norms (B width), float32, and the model's output."
         batch = BatchGradients(self.model, self.cov, self.ghost, x, y, self.loss)
         rows = self.sketch({n: batch.part(n)[0] for n in batch.names}).float()
         return check_finite("the sketch", unit_rows(rows)), batch.output
@@ -541,7 +520,7 @@ class GradientIndex:
         return self._recompute(n, seed)
 
     def _recompute(self, n: int, seed: int) -> float:
-        "Compare n rows with the model, the loss and the data as they are now: largest difference, or ValueError."
+        "Compare n rows with model, loss and data as they are now: largest difference, or ValueError."
         rows = self.shard.array("rows.f16")
         every = [(step.row + i, step.start + i) for step in self._steps() for i in range(step.count)]
         worst = 0.0
@@ -584,7 +563,7 @@ class GradientIndex:
         outputs = run_batches(self.model, (x, torch.zeros(len(x))), self.shard.header.batch)
         return torch.cat([predicted_classes(output) for *_, output in outputs])
 
-# %% ../nbs/51_gradient_index.ipynb #2fc75fc8
+# %% ../nbs/51_gradient_index.ipynb #0148c6e7
 @dataclass(frozen=True)
 class _Table:
     "Candidates of a batch of queries, best first; every field is (B n)."
@@ -595,7 +574,7 @@ class _Table:
     predictions: Tensor  # int64
 
     def best(self, k: int, sign: float) -> "_Table":
-        "The first k by score; equal scores by position, so that the answer does not depend on the number of ranks."
+        "The first k by score, equal scores by position: no answer depends on the number of ranks."
         by_id = self.pick(self.ids.argsort(dim=1))
         order = (sign * by_id.scores).argsort(dim=1, descending=True, stable=True)
         return by_id.pick(order[:, :k])
@@ -608,16 +587,16 @@ class _Table:
         "The candidates of every rank, side by side."
         return _Table(*(torch.cat(_gather(getattr(self, f.name)), 1) for f in fields(self)))
 
-# %% ../nbs/51_gradient_index.ipynb #3938e10a
+
 def _stack_tables(tables: list[_Table]) -> _Table:
     "Tables of consecutive batches of queries as one."
     return _Table(*(torch.cat([getattr(t, f.name) for t in tables]) for f in fields(_Table)))
 
-# %% ../nbs/51_gradient_index.ipynb #f9198438
+# %% ../nbs/51_gradient_index.ipynb #a1b00bf3
 def _search(
     index: GradientIndex, x: Tensor, label: Tensor, k: int, rerank: int, same_class: bool, sign: float
 ) -> Neighbours:
-    "A shortlist by the sketches of all ranks, then exact scores by the owners of its rows; sign -1: least similar."
+    "A shortlist by the sketches of all ranks, then exact scores by its owners; sign -1: least similar."
     if not 0 < k <= len(index):
         raise ValueError(f"k={k} neighbours of {len(index)} training examples; choose 1 ... {len(index)}")
     short = min(max(k, rerank), len(index))
@@ -640,13 +619,13 @@ def _search(
     shown = table.labels.long() if whole else table.labels
     return Neighbours(table.ids.cpu(), table.scores.cpu(), shown.cpu(), table.predictions.cpu(), label.cpu())
 
-# %% ../nbs/51_gradient_index.ipynb #b9639cab
+# %% ../nbs/51_gradient_index.ipynb #8f6ecd1c
 def _own_ids(index: GradientIndex) -> np.ndarray:
     "Training examples of this rank, row by row."
     spans = [np.arange(step.start, step.start + step.count) for step in index._steps()]
     return np.concatenate([np.zeros(0, np.int64), *spans])
 
-# %% ../nbs/51_gradient_index.ipynb #e5933e06
+
 def _shortlist(
     index: GradientIndex, x: Tensor, label: Tensor, short: int, same_class: bool, sign: float
 ) -> _Table:
@@ -663,7 +642,7 @@ def _shortlist(
     padded = F.pad(scores.double().cpu(), missing, value=-sign * math.inf)
     return _Table(*(t.to(index.device) for t in (padded, *(F.pad(t, missing) for t in found))))
 
-# %% ../nbs/51_gradient_index.ipynb #f3b5ae19
+# %% ../nbs/51_gradient_index.ipynb #01acb9d4
 def _rescore(index: GradientIndex, x: Tensor, label: Tensor, table: _Table, sign: float) -> _Table:
     "Replace sketch scores by gradient cosine; every rank does the rows that it owns."
     wanted = table.ids.cpu().numpy()

@@ -25,7 +25,7 @@ from torch.utils.data import default_collate
 
 from .core import LayerError, check_finite, eval_mode, progress, unwrap_output
 
-# %% ../nbs/07_per_example.ipynb #8a208411
+# %% ../nbs/07_per_example.ipynb #004ddc88
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 
 
@@ -36,7 +36,7 @@ def loss_terms(
 ) -> tuple[
     Tensor, Tensor
 ]:  # Function to differentiate (B,), and factor (B,) >= 0: loss gradient = factor * its gradient
-    "Split the gradient of a loss into a direction that never cancels and a scale; ValueError on shapes that do not fit."
+    "Split a loss gradient into a direction that never cancels and a scale; ValueError on shapes that do not fit."
     if callable(loss):
         return _user_loss(loss, output, y), output.new_ones(len(y))
     if loss == "mse":
@@ -49,7 +49,7 @@ def loss_terms(
         raise ValueError(f"loss is {loss!r}; use 'ce', 'bce', 'mse' or a function (output, y) -> (B,)")
     return margin, margin.detach().sigmoid()
 
-# %% ../nbs/07_per_example.ipynb #fde051e2
+# %% ../nbs/07_per_example.ipynb #e2223264
 def _margin(f: Tensor, y: Tensor) -> Tensor:
     "Log sum of the other classes' exponentials minus the label's logit, (B,), from logits (B K)."
     if f.ndim != 2 or f.shape[1] < 2:
@@ -69,9 +69,9 @@ def _one_output(f: Tensor, y: Tensor) -> Tensor:
         raise ValueError(f"loss 'bce' needs one logit per example, got {tuple(f.shape)} for {len(y)} labels")
     return f.reshape(len(y))
 
-# %% ../nbs/07_per_example.ipynb #26ae4556
+
 def _residual_direction(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    "Half the squared error: the residual's unit vector times the prediction (B,), and the residual's norm (B,)."
+    "Half the squared error: unit residual times the prediction (B,), and the residual's norm (B,)."
     if f.numel() != y.numel():
         raise ValueError(f"loss 'mse' needs targets of shape {tuple(f.shape)}, got {tuple(y.shape)}")
     f = f.reshape(len(y), -1)
@@ -80,7 +80,7 @@ def _residual_direction(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     smallest = torch.finfo(f.dtype).tiny
     return (f * residual / norm.clamp_min(smallest)[:, None]).sum(1), norm
 
-
+# %% ../nbs/07_per_example.ipynb #d43a46dc
 def _user_loss(loss: Callable[[Tensor, Tensor], Tensor], output: Tensor, y: Tensor) -> Tensor:
     "Apply a user's loss and check that it gives one number per example."
     values = loss(output, y)
@@ -91,7 +91,7 @@ def _user_loss(loss: Callable[[Tensor, Tensor], Tensor], output: Tensor, y: Tens
         )
     return values
 
-# %% ../nbs/07_per_example.ipynb #858f9fe9
+
 def _check_labels(loss: Loss, output: Tensor, y: Tensor) -> None:
     "Raise ValueError for labels that name no class."
     if loss == "ce":
@@ -106,13 +106,13 @@ def _check_labels(loss: Loss, output: Tensor, y: Tensor) -> None:
         hint = "" if loss == "ce" else "; for soft labels pass a function (output, y) -> (B,)"
         raise ValueError(f"labels outside 0 ... {top}: {y[wrong].unique().tolist()[:10]}{hint}")
 
-
+# %% ../nbs/07_per_example.ipynb #da3e3a4f
 def _detached(t: Tensor) -> Tensor:
-    "A tensor that a backward pass can start from; a copy if it was made in inference mode, which autograd refuses."
+    "A tensor that a backward pass can start from; a copy if it was made in inference mode."
     with torch.inference_mode(False):
         return t.clone() if t.is_inference() else t.detach()
 
-# %% ../nbs/07_per_example.ipynb #b1bea6f4
+# %% ../nbs/07_per_example.ipynb #6e340a5a
 def output_gradient(
     loss: Loss,  # See `loss_terms`
     output: Tensor,  # Model output, (B ...)
@@ -125,12 +125,12 @@ def output_gradient(
         terms, factor = loss_terms(loss, free, _detached(y))
         return torch.autograd.grad(terms.sum(), free)[0], factor
 
-# %% ../nbs/07_per_example.ipynb #01d5cb1b
+# %% ../nbs/07_per_example.ipynb #0b2fbce6
 @dataclass(frozen=True)
 class Outer:
-    "Gradients of one weight as factors: G_i = left_i right_i^T for each example i and group, never multiplied out."
+    "Gradients of one weight as factors: G_i = left_i right_i^T for each example i and group."
 
-    left: Tensor  # (B G q T) output gradients at T positions; or (B T) int64 row indices (an embedding's tokens)
+    left: Tensor  # (B G q T) output gradients at T positions; or (B T) int64 row indices (tokens)
     right: Tensor  # (B G p T) inputs; for an embedding (B 1 p T) output gradients
     rows: int  # q, the rows of G: output channels of a group, or the vocabulary size
     bias: bool = False  # The layer's bias is counted too, as a constant input of 1
@@ -162,7 +162,7 @@ class Outer:
             return self.left
         return F.one_hot(self.left, self.rows).transpose(1, 2)[:, None].to(self.right.dtype)
 
-# %% ../nbs/07_per_example.ipynb #ae744341
+# %% ../nbs/07_per_example.ipynb #5eb4c42a
 def _scatter_rows(part: Outer, out: Tensor | None = None) -> Tensor:
     "Gradients of an embedding, (B rows*p): each token adds its output gradient to its row."
     d = part.right[:, 0].transpose(1, 2)
@@ -179,13 +179,13 @@ def _in_stored_order(rows: Tensor, kernel: int, p: int) -> Tensor:
     by_position = rows.view(len(rows), -1, kernel, p // kernel)
     return by_position.transpose(2, 3).flatten(1)
 
-# %% ../nbs/07_per_example.ipynb #399ab043
+# %% ../nbs/07_per_example.ipynb #43a6bb02
 def ghost_inner(
     a: Outer,  # Factors of B1 examples
     b: Outer,  # Factors of B2 examples of the same weight
     limit: int = 2**24,  # Largest number of position pairs held at once
 ) -> Tensor:  # (B1 B2), inner products of the gradients
-    "Inner products of all pairs of gradients from their factors: sum over positions of (left.left)(right.right)."
+    "Inner products of all pairs of gradients: sum over positions of (left.left)(right.right)."
     pairs = len(a.right) * a.right.shape[3] * b.right.shape[3]
     step = max(1, limit // max(pairs, 1))
     if step >= len(b.right):
@@ -206,7 +206,7 @@ def ghost_norm2(
         left = a.left.transpose(-1, -2) @ a.left
     return (left * (a.right.transpose(-1, -2) @ a.right + a.bias)).sum((1, 2, 3))
 
-# %% ../nbs/07_per_example.ipynb #0e9d9a4e
+# %% ../nbs/07_per_example.ipynb #6a64abe8
 def _ghost_block(a: Outer, b: Outer) -> Tensor:
     "Inner products (B1 B2) of two blocks at once."
     total = 0
@@ -229,7 +229,7 @@ def _all_pairs(u: Tensor, v: Tensor) -> Tensor:
         return (u[:, :, 0] @ v[:, :, 0].T)[:, None, :, None]
     return torch.einsum("idt,jds->itjs", u, v)
 
-# %% ../nbs/07_per_example.ipynb #1bfb0e63
+
 def squared_norm(
     t: Tensor,  # (... m)
 ) -> Tensor:  # (...)
@@ -243,15 +243,17 @@ def nonzero_divisor(
     "Divisor for which 0 / 0 is 0."
     return torch.where(x > 0, x, math.inf)
 
-
+# %% ../nbs/07_per_example.ipynb #d5f9ac39
 def unit_rows(
     rows: Tensor,  # (B m)
 ) -> Tensor:  # (B m), norm 1, or 0 where a row is zero
     "Every row divided by its own norm."
     return rows / nonzero_divisor(rows.norm(dim=1, keepdim=True))
 
-# %% ../nbs/07_per_example.ipynb #760cef37
+# %% ../nbs/07_per_example.ipynb #e48d3356
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -273,9 +275,9 @@ def _pads(conv: nn.Module) -> list[tuple[int, int]]:
     totals = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation)]
     return [(t // 2, t - t // 2) for t in totals]
 
-# %% ../nbs/07_per_example.ipynb #6c8d3717
+# %% ../nbs/07_per_example.ipynb #1b90c709
 class _Window:
-    "What a convolution's kernel sees at each output position: any dimension, stride, padding, dilation, groups."
+    "What a convolution's kernel sees at each output position."
 
     def __init__(self, conv: nn.Module, x: Tensor):
         n = len(conv.kernel_size)
@@ -306,7 +308,7 @@ class _Window:
         copy.copy_(view)
         return patches
 
-# %% ../nbs/07_per_example.ipynb #3a0bc460
+# %% ../nbs/07_per_example.ipynb #14b4bb4a
 def _patches(conv: nn.Module, x: Tensor, buffers: _Buffers | None = None) -> Tensor:
     "What the kernel sees, (B G p T); the input of a one-point convolution is unfolded already."
     one_point = math.prod((*conv.kernel_size, *conv.stride)) == 1
@@ -328,14 +330,14 @@ def _side_by_side(t: Tensor, n: int) -> Tensor:
     by_example = t.unflatten(0, (n, -1))
     return by_example.permute(0, 2, 3, 1, 4).flatten(3)
 
-# %% ../nbs/07_per_example.ipynb #eec4383a
+
 def _linear_weight(m: nn.Linear, a: Tensor, d: Tensor, n: int, buffers: _Buffers | None) -> Outer:
     "Linear: inputs (B T p) and output gradients (B T q)."
     a = a.reshape(n, -1, m.in_features).transpose(1, 2)
     d = d.reshape(n, -1, m.out_features).transpose(1, 2)
     return Outer(d[:, None], a[:, None], m.out_features)
 
-
+# %% ../nbs/07_per_example.ipynb #39b5ff91
 def _embedding_weight(m: nn.Embedding, a: Tensor, d: Tensor, n: int, buffers: _Buffers | None) -> Outer:
     "Embedding: the gradient of row v sums over the positions that hold token v, the padding token excepted."
     a = a.reshape(n, -1)
@@ -351,7 +353,7 @@ def _conv_weight(m: nn.Module, a: Tensor, d: Tensor, n: int, buffers: _Buffers |
     right = _side_by_side(_patches(m, a, buffers), n)
     return Outer(left, right, m.out_channels // m.groups, kernel=math.prod(m.kernel_size))
 
-# %% ../nbs/07_per_example.ipynb #2dbe010e
+
 def _norm_weight(m: nn.Module, a: Tensor, d: Tensor, n: int, buffers: _Buffers | None) -> Tensor:
     "Normalisation: the weight multiplies the normalised input."
     if isinstance(m, nn.LayerNorm):
@@ -364,7 +366,7 @@ def _norm_weight(m: nn.Module, a: Tensor, d: Tensor, n: int, buffers: _Buffers |
         z = F.batch_norm(a, m.running_mean, m.running_var, None, None, False, 0.0, m.eps)
     return _bias_gradient(m, d * z, n)
 
-
+# %% ../nbs/07_per_example.ipynb #cfc32989
 def _bias_gradient(m: nn.Module, d: Tensor, n: int) -> Tensor:
     "Sum over everything but the values of the bias: that is the bias's gradient."
     if isinstance(m, (nn.Linear, nn.LayerNorm, nn.RMSNorm)):
@@ -373,7 +375,7 @@ def _bias_gradient(m: nn.Module, d: Tensor, n: int) -> Tensor:
     per_call = d.flatten(2).sum(2) if d.ndim > 2 else d
     return per_call if len(d) == n else per_call.unflatten(0, (n, -1)).sum(1)
 
-# %% ../nbs/07_per_example.ipynb #08942495
+
 _WEIGHTS = {
     nn.Linear: _linear_weight,
     nn.Embedding: _embedding_weight,
@@ -381,7 +383,7 @@ _WEIGHTS = {
     **dict.fromkeys((nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *_BATCH_NORMS), _norm_weight),
 }
 
-# %% ../nbs/07_per_example.ipynb #74ca94ba
+# %% ../nbs/07_per_example.ipynb #b3ea78ff
 @dataclass
 class _Call:
     "One call of a tapped module: its input, and later the gradient at its output."
@@ -395,7 +397,7 @@ class _Call:
         self.d = grad.detach()
 
     def parts(self, local: str, n: int, step: int, buffers: _Buffers | None = None) -> Iterator[Any]:
-        "Gradient of this call's weight or bias, `step` examples at a time; with buffers, overwritten by the next."
+        "Gradient of weight or bias, `step` examples at a time; with buffers, overwritten by the next."
         calls = self.d.shape[0] // n
         grads = self.d
         if local == "weight" and isinstance(self.module, _CONVS):
@@ -407,7 +409,7 @@ class _Call:
             else:
                 yield _WEIGHTS[type(self.module)](self.module, a, d, count, buffers)
 
-# %% ../nbs/07_per_example.ipynb #088233a4
+# %% ../nbs/07_per_example.ipynb #ead42256
 class _Anchored(torch.autograd.Function):
     "Make a result that depends on no leaf depend on one, without a copy; the leaf's gradient means nothing."
 
@@ -419,7 +421,7 @@ class _Anchored(torch.autograd.Function):
     def backward(ctx, grad):
         return None, grad.new_zeros(())
 
-# %% ../nbs/07_per_example.ipynb #677e5043
+# %% ../nbs/07_per_example.ipynb #72684153
 @contextmanager
 def _tapping(modules: Sequence[nn.Module]) -> Iterator[tuple[list[_Call], list[Tensor]]]:
     "Record input and output gradient of every call; all hooks are gone afterwards."
@@ -443,10 +445,10 @@ def _tapping(modules: Sequence[nn.Module]) -> Iterator[tuple[list[_Call], list[T
         for h in handles:
             h.remove()
 
-# %% ../nbs/07_per_example.ipynb #7751e6d6
+# %% ../nbs/07_per_example.ipynb #ffb1793a
 @contextmanager
 def _parameters_frozen(model: nn.Module) -> Iterator[None]:
-    "Eval mode, parameters outside of the graph, gradients on; every flag comes back, also after an exception."
+    "Eval mode, parameters outside of the graph, gradients on; every flag comes back."
     flags = [(p, p.requires_grad) for p in model.parameters()]
     fused = torch.backends.mha.get_fastpath_enabled()  # the fused inference path of attention runs no hooks
     try:
@@ -469,7 +471,7 @@ class _Pass:
     factor: Tensor  # (B,), see `loss_terms`
     output: Tensor  # Model output
 
-# %% ../nbs/07_per_example.ipynb #49149824
+# %% ../nbs/07_per_example.ipynb #9017f419
 def _record(
     model: nn.Module, modules: Sequence[nn.Module], x: Tensor, y: Tensor, loss: Loss, layout
 ) -> _Pass:
@@ -484,12 +486,12 @@ def _record(
     used = [call for call in calls if call.d is not None]
     return _Pass(used, factor, check_finite("the model output", output.detach()))
 
-# %% ../nbs/07_per_example.ipynb #6b3566b4
+
 def picture_layout(
     model: nn.Module,  # Model to explain
     x: Tensor,  # A few inputs, (B ...)
 ) -> torch.memory_format:  # Channels last where it helps and changes nothing
-    "On a CPU convolutions are faster with channels last; a model that cannot take it (some use `view`) is fed as usual."
+    "On a CPU convolutions are faster with channels last; a model that cannot take it is fed as usual."
     convolves = any(isinstance(m, nn.Conv2d) for m in model.modules())
     if x.ndim != 4 or x.device.type != "cpu" or not convolves:
         return torch.preserve_format
@@ -503,7 +505,7 @@ def picture_layout(
     close = got.shape == want.shape and torch.allclose(got, want, rtol=1e-3, atol=tolerance)
     return torch.channels_last if close else torch.preserve_format
 
-# %% ../nbs/07_per_example.ipynb #4c17cc86
+# %% ../nbs/07_per_example.ipynb #b83f35f9
 def in_layout(
     x: Tensor,  # Inputs, (B ...)
     layout: torch.memory_format,  # Wanted layout
@@ -513,9 +515,9 @@ def in_layout(
         return x
     return torch.empty_like(x, memory_format=layout).copy_(x)
 
-# %% ../nbs/07_per_example.ipynb #bece26b3
+
 def _merge_uses(parts: Sequence) -> Any:
-    "Several uses of one parameter: factors are laid side by side along the positions, dense gradients are added."
+    "Several uses of one parameter: factors are laid side by side, dense gradients are added."
     if len(parts) == 1:
         return parts[0]
     if not all(isinstance(p, Outer) for p in parts):
@@ -534,9 +536,9 @@ def _dense_rows(part: Any) -> Tensor:
         return part
     return _in_stored_order(part.explicit(), part.kernel, part.right.shape[2])
 
-# %% ../nbs/07_per_example.ipynb #1aa6a15b
+# %% ../nbs/07_per_example.ipynb #cb209387
 def _calls_by_parameter(calls: list[_Call], names: dict[int, str]) -> dict[str, list[tuple[_Call, str]]]:
-    "Parameter -> its calls, and its name there; several for tied weights and reused modules. Keys of `names` are ids."
+    "Parameter -> its calls, and its name there; several for tied weights. Keys of `names` are ids."
     found: dict[str, list] = {}
     for call in calls:
         for local, p in call.module._parameters.items():
@@ -549,7 +551,7 @@ def _merged_part(uses: list[tuple[_Call, str]], n: int) -> Any:
     "The gradient of one parameter for all n examples at once, `Outer` or dense (n m)."
     return _merge_uses([next(call.parts(local, n, n)) for call, local in uses])
 
-# %% ../nbs/07_per_example.ipynb #ff2a8229
+# %% ../nbs/07_per_example.ipynb #36ad90e2
 def loop_gradients(
     model: nn.Module,  # Model to explain
     x: Tensor,  # Inputs, (B ...)
@@ -566,7 +568,7 @@ def loop_gradients(
         rows = [_one_gradient(model, chosen, x[i : i + 1], y[i : i + 1], loss) for i in range(len(x))]
     return {n: torch.stack([row[n] for row in rows]) for n in chosen}
 
-# %% ../nbs/07_per_example.ipynb #0f5bc9ef
+# %% ../nbs/07_per_example.ipynb #8eab083a
 def _one_gradient(
     model: nn.Module, chosen: dict[str, nn.Parameter], x: Tensor, y: Tensor, loss: Loss
 ) -> dict[str, Tensor]:
@@ -583,7 +585,7 @@ def _flat_gradient(g: Tensor | None, p: Tensor) -> Tensor:
         return torch.zeros_like(p).flatten()
     return (g.to_dense() if g.is_sparse else g).flatten()
 
-# %% ../nbs/07_per_example.ipynb #fdf5b6e5
+# %% ../nbs/07_per_example.ipynb #2b1755bc
 @dataclass(frozen=True)
 class FactorShape:
     "Shape of one weight's factors: G groups of q x p over T positions."
@@ -610,7 +612,7 @@ class FactorShape:
         "Multiplications that write one example's gradient out."
         return self.groups * self.positions * self.rows * self.columns
 
-# %% ../nbs/07_per_example.ipynb #0bd82967
+# %% ../nbs/07_per_example.ipynb #10566676
 @dataclass(frozen=True)
 class Coverage:
     "Which parameters the gradients cover, how each is computed, and how far that is from an autograd loop."
@@ -647,9 +649,10 @@ class Coverage:
         share = (
             f"covers {self._covered()} of {sum(self.size.values())} parameters ({100 * self.fraction:.1f} %"
         )
-        return f"{share}; tensors: {kinds}), error against a loop over {self.probe} examples {self.residual:.1e}{skipped}"
+        error = f"error against a loop over {self.probe} examples {self.residual:.1e}"
+        return f"{share}; tensors: {kinds}), {error}{skipped}"
 
-# %% ../nbs/07_per_example.ipynb #a37872a9
+# %% ../nbs/07_per_example.ipynb #216bb1ef
 def coverage(
     model: nn.Module,  # Model to explain; parameters with requires_grad=True are covered
     x: Tensor,  # A few inputs, (B ...); two or more, so that a mix-up of examples shows
@@ -681,7 +684,7 @@ def coverage(
         how, {n: p.numel() for n, p in names.items()}, shape, rows, residual, recorded, layout, len(x)
     )
 
-# %% ../nbs/07_per_example.ipynb #904fe1d6
+# %% ../nbs/07_per_example.ipynb #b3fc5ffa
 def _compare_with_loop(
     model, x, y, loss: Loss, names: dict, parts: dict
 ) -> tuple[dict[str, float], list[str]]:
@@ -689,8 +692,8 @@ def _compare_with_loop(
     want = loop_gradients(model, x, y, loss, list(names))
     silent = [n for n in names if not want[n].any()]
     if silent:
-        said = f"the {len(x)} examples that the gradients are checked on give none to {silent}: not used, or not checked"
-        warnings.warn(said, stacklevel=3)
+        said = f"the {len(x)} examples that the gradients are checked on give none to {silent}"
+        warnings.warn(f"{said}: not used, or not checked", stacklevel=3)
     largest = max(float(g.norm(dim=1).max()) for g in want.values())
     errors = {n: _relative_error(_dense_rows(part), want[n], 1e-6 * largest) for n, part in parts.items()}
     return errors, silent
@@ -701,7 +704,7 @@ def _relative_error(got: Tensor, want: Tensor, floor: float) -> float:
     scale = max(float(want.norm(dim=1).max()), floor, 1e-30)
     return float((got - want).norm(dim=1).max()) / scale
 
-# %% ../nbs/07_per_example.ipynb #11bf0180
+
 def _way(part: Any) -> str:
     "How a parameter is computed, from what its tap gave."
     if part is None:
@@ -714,7 +717,7 @@ def _factor_shape(part: Outer) -> FactorShape:
     _, groups, columns, positions = part.right.shape
     return FactorShape(groups, part.rows, columns, positions, part.indexed, part.kernel)
 
-# %% ../nbs/07_per_example.ipynb #6320a9be
+# %% ../nbs/07_per_example.ipynb #398c5bad
 def _choose_parameters(model: nn.Module, parameters: str) -> dict[str, nn.Parameter]:
     "The parameters that the pattern names and that require a gradient, each once."
     if not isinstance(parameters, str):
@@ -728,7 +731,7 @@ def _choose_parameters(model: nn.Module, parameters: str) -> dict[str, nn.Parame
 
 
 def _modules_to_tap(model: nn.Module, names: dict[str, nn.Parameter]) -> list[nn.Module]:
-    "Modules with a rule that own a chosen parameter; BatchNorm without running statistics mixes examples: LayerError."
+    "Modules with a rule that own a chosen parameter; LayerError for BatchNorm on batch statistics."
     for path, m in model.named_modules():
         if isinstance(m, _BATCH_NORMS) and m.running_mean is None:
             said = f"layer {path!r} uses the statistics of its batch, so no example has a gradient of its own"
@@ -738,7 +741,7 @@ def _modules_to_tap(model: nn.Module, names: dict[str, nn.Parameter]) -> list[nn
     plain = lambda m: type(m) in _WEIGHTS and not getattr(m, "scale_grad_by_freq", False)
     return [m for m in model.modules() if plain(m) and owns(m)]
 
-# %% ../nbs/07_per_example.ipynb #0c837352
+# %% ../nbs/07_per_example.ipynb #3ff8cac7
 def _explain_missing(model: nn.Module, bad: list[str]) -> str:
     "Say which parameters have no rule and what to do."
     kind = lambda name: type(model.get_submodule(name.rpartition(".")[0])).__name__
@@ -748,11 +751,11 @@ def _explain_missing(model: nn.Module, bad: list[str]) -> str:
         f"{said}; pass on_missing='vmap' to compute them one example at a time, or 'skip' to leave them out"
     )
 
-# %% ../nbs/07_per_example.ipynb #8bd2bd9f
+
 def _vmap_gradients(
     model: nn.Module, x: Tensor, y: Tensor, loss: Loss, names: list[str]
 ) -> dict[str, Tensor]:
-    "Gradients of parameters without a rule, by `torch.func`; where that has no batching rule (recurrent layers), by a loop."
+    "Gradients of parameters without a rule, by `torch.func`; where that cannot, by a loop."
     free = {n: p.detach() for n, p in model.named_parameters() if n in names}
 
     def one(free, xi, yi):
@@ -766,7 +769,7 @@ def _vmap_gradients(
     except RuntimeError:
         return loop_gradients(model, x, y, loss, names)
 
-# %% ../nbs/07_per_example.ipynb #80593bd0
+# %% ../nbs/07_per_example.ipynb #157502f0
 class BatchGradients:
     "One forward and one backward pass; the gradients are made parameter by parameter from what was recorded."
 
@@ -800,8 +803,10 @@ class BatchGradients:
         want = {n: [r * len(self.factor) for r in self.cov.calls.get(n, ())] for n in self.cov.names}
         odd = [n for n in self.cov.names if self.cov.how[n] != "vmap" and rows.get(n, []) != want[n]]
         if odd:
-            said = f"{odd} took part in another number of calls, or with other rows per example, than in the probe"
-            raise LayerError(f"{said}; models whose layers depend on the batch are not supported")
+            said = f"{odd} took part in another number of calls, or with other rows per example,"
+            raise LayerError(
+                f"{said} than in the probe; models whose layers depend on the batch are not supported"
+            )
 
     def part(
         self,
@@ -845,9 +850,9 @@ class BatchGradients:
             norms.append(torch.linalg.vector_norm(rows, dim=1))
         return torch.cat(norms).square()
 
-# %% ../nbs/07_per_example.ipynb #cfdce844
+# %% ../nbs/07_per_example.ipynb #a3e1ab55
 def _examples_in_cache(cov: Coverage, name: str, out: Tensor, cache: int = 2**20) -> int:
-    "How many examples' factors are worked on at once: what fits into a core's cache (bytes), all of them elsewhere."
+    "How many examples are worked on at once: what fits into a core's cache (bytes); elsewhere all."
     if name not in cov.shape or out.device.type != "cpu":
         return len(out)
     s = cov.shape[name]
@@ -856,12 +861,12 @@ def _examples_in_cache(cov: Coverage, name: str, out: Tensor, cache: int = 2**20
 
 
 def _bias_is_folded(name: str, cov: Coverage, ghost: frozenset[str]) -> bool:
-    "Whether a weight's factors count this bias, as a constant input: both are used once, and in the same way."
+    "Whether a weight's factors count this bias, as a constant input: both are used once."
     weight = name[:-4] + "weight"
     once = len(cov.calls.get(name, ())) == len(cov.calls.get(weight, ())) == 1
     return name.rpartition(".")[2] == "bias" and weight in ghost and once
 
-# %% ../nbs/07_per_example.ipynb #08fcc8d0
+
 @dataclass(frozen=True)
 class _Tile:
     "Gradients of some examples, each parameter in the cheaper of two forms, all in memory."
@@ -871,7 +876,7 @@ class _Tile:
     factor: Tensor  # (B,), loss gradient = factor * stored gradient
     output: Tensor  # Model output, (B ...)
 
-# %% ../nbs/07_per_example.ipynb #55ec73f0
+# %% ../nbs/07_per_example.ipynb #0a3667ae
 def _tile(batches: Iterator[BatchGradients], n: int) -> _Tile:
     "Every gradient of n examples, made once; the explicit ones in one matrix for each parameter."
     rows: dict[str, Tensor] = {}
@@ -895,7 +900,7 @@ def _join_factors(parts: list[Outer]) -> Outer:
     left = torch.cat([p.left for p in parts])
     return replace(parts[0], left=left, right=torch.cat([p.right for p in parts]))
 
-# %% ../nbs/07_per_example.ipynb #9542994a
+# %% ../nbs/07_per_example.ipynb #254ca47c
 def example_gradients(
     model: nn.Module,  # Model to explain
     x: Tensor,  # Inputs, (B ...)
@@ -903,9 +908,9 @@ def example_gradients(
     loss: Loss = "ce",  # See `loss_terms`
     parameters: str = "*",  # Shell pattern of parameter names
     on_missing: str = "error",  # See `coverage`
-    factors: bool = False,  # True: weights stay `Outer` and take their biases along, as the Kronecker sketch wants them
+    factors: bool = False,  # True: weights stay `Outer` and take their biases along
 ) -> tuple[dict[str, Any], Tensor]:  # Parameter name -> (B m) direction gradients, and the factor (B,)
-    "Per-example gradients of a small batch, explicit by default: the loss gradient is factor times the returned one."
+    "Per-example gradients of a small batch: the loss gradient is factor times the returned one."
     cov = coverage(model, x[:2], y[:2], loss, parameters, on_missing)
     ghost = frozenset(cov.shape) if factors else frozenset()
     batch = BatchGradients(model, cov, ghost, x, y, loss)
@@ -914,13 +919,13 @@ def example_gradients(
         made[name] = _in_stored_order(made[name], cov.shape[name].kernel, cov.shape[name].columns)
     return made, batch.factor
 
-# %% ../nbs/07_per_example.ipynb #123d553e
+# %% ../nbs/07_per_example.ipynb #5f4fd81b
 def plan_ghosts(
     cov: Coverage,  # Shapes of the weights
     n_test: int,  # Examples on one side
     n_train: int,  # Examples on the other
 ) -> frozenset[str]:  # Weights that are cheaper as factors
-    "Count multiplications for all pairs: T^2 (p + q) a pair as factors; p q a pair and T p q an example explicitly."
+    "Count multiplications: T^2 (p + q) a pair as factors; p q a pair and T p q an example explicitly."
     pairs = n_test * n_train
     examples = n_test + n_train
     cheaper = []
@@ -941,7 +946,7 @@ class TilePlan:
     row_bytes: int  # Bytes kept for one example
     pass_bytes: int  # Bytes one example needs while its gradient is being made
 
-# %% ../nbs/07_per_example.ipynb #350c1eb1
+# %% ../nbs/07_per_example.ipynb #f263afd8
 def plan_tiles(
     cov: Coverage,  # Shapes of the weights
     ghost: frozenset[str],  # Weights kept as factors
@@ -968,7 +973,7 @@ def plan_tiles(
     rows = (memory * 7 // 8 - batch * once) // (row + 8 * batch)  # an eighth is for pairs of positions
     return TilePlan(max(1, min(n_test, rows)), batch, row, once)
 
-# %% ../nbs/07_per_example.ipynb #7351cda7
+# %% ../nbs/07_per_example.ipynb #f6461893
 Examples = Any  # A pair (x, y) of tensors, an object with fields x and y, or a map-style Dataset of (x, y)
 
 
@@ -994,7 +999,7 @@ def count_examples(
         f"expected a pair (x, y) of tensors or a map-style Dataset of (x, y), got {type(data).__name__}"
     )
 
-# %% ../nbs/07_per_example.ipynb #f5fa78f7
+# %% ../nbs/07_per_example.ipynb #2e68f930
 def take_examples(
     data: Examples,  # Pair of tensors, `Images`, or a Dataset
     index: range | Sequence[int],  # Which examples
@@ -1010,7 +1015,7 @@ def take_examples(
     rows = slice(index.start, index.stop) if isinstance(index, range) else index
     return x[rows].to(device), y[rows].to(device)
 
-# %% ../nbs/07_per_example.ipynb #d2db63ce
+
 def batches_of(
     data: Examples,  # Pair of tensors, `Images`, or a Dataset
     start: int,  # First example
@@ -1024,7 +1029,7 @@ def batches_of(
         x, y = take_examples(data, range(i, min(i + size, stop)), device)
         yield i, x, y
 
-# %% ../nbs/07_per_example.ipynb #7182fc62
+# %% ../nbs/07_per_example.ipynb #eee4eb74
 class JoinedExamples:
     "Examples in parts, numbered through."
 
@@ -1070,7 +1075,7 @@ class JoinedExamples:
         order = torch.from_numpy(place).to(x.device)
         return x[order], y[order]
 
-# %% ../nbs/07_per_example.ipynb #dc61509f
+# %% ../nbs/07_per_example.ipynb #dfe40d80
 class ChosenExamples:
     "A choice among examples, in its own order."
 
@@ -1102,7 +1107,7 @@ class ChosenExamples:
         "Some of the chosen examples as a batch."
         return take_examples(self.data, self.ids[np.asarray(index)].tolist(), device)
 
-# %% ../nbs/07_per_example.ipynb #f5497f1d
+
 def run_batches(
     model: nn.Module,  # Any module
     data: Examples,  # Examples
@@ -1116,9 +1121,9 @@ def run_batches(
             output = unwrap_output(model(in_layout(x, layout)))
         yield x, y, output
 
-
+# %% ../nbs/07_per_example.ipynb #74444a3b
 def _probe(test: Examples, train: Examples, device: torch.device) -> tuple[Tensor, Tensor]:
-    "Two examples to check gradients on, so that a mix-up shows; a query is the second if there is one training example."
+    "Two examples to check gradients on; a query is the second if there is one training example."
     x, y = take_examples(train, range(min(2, count_examples(train))), device)
     if len(x) == 2:
         return x, y
@@ -1127,7 +1132,7 @@ def _probe(test: Examples, train: Examples, device: torch.device) -> tuple[Tenso
         return x, y
     return torch.cat([x, x2]), torch.cat([y, y2])
 
-# %% ../nbs/07_per_example.ipynb #eefab0d4
+# %% ../nbs/07_per_example.ipynb #9da989d7
 @dataclass(frozen=True)
 class Gram:
     "Inner products of direction gradients and what is needed to turn them into every gradient metric."
@@ -1144,9 +1149,9 @@ class Gram:
 
     def metric(
         self,
-        name: str,  # "gc", "gd", "grad_l2", "margin_dot" or "layer_mean"
+        name: str,  # "gc" cosine, "gd" dot of loss gradients, "grad_l2" minus distance, "margin_dot", "layer_mean"
     ) -> Tensor:  # (B_test B_train), larger is more similar; "gc" in [-1, 1], 0 where a gradient is zero
-        "Gradient cosine, inner product of loss gradients, minus their distance, inner product without scales, or mean of layer cosines."
+        "One of the gradient metrics."
         a = self.test_factor[:, None]
         b = self.train_factor[None]
         if name == "gc":
@@ -1165,10 +1170,10 @@ class Gram:
         choices = "'gc', 'gd', 'grad_l2', 'margin_dot' or 'layer_mean' (the last only if asked for)"
         raise ValueError(f"metric is {name!r}; use {choices}")
 
-# %% ../nbs/07_per_example.ipynb #93040611
+# %% ../nbs/07_per_example.ipynb #7ceb3366
 def gradient_gram(
     model: nn.Module,  # Model to explain, its parameters with requires_grad=True
-    test: Examples,  # Queries: (x, y) tensors or a Dataset; y is the label to explain, usually the predicted one
+    test: Examples,  # Queries: (x, y) tensors or a Dataset; y is the label to explain
     train: Examples,  # Training examples with their own labels
     *,
     loss: Loss = "ce",  # See `loss_terms`
@@ -1199,7 +1204,7 @@ def gradient_gram(
             sums.add(lo, tile, j, record(x, y))
     return sums.finish()
 
-# %% ../nbs/07_per_example.ipynb #42992ef9
+# %% ../nbs/07_per_example.ipynb #839be5bb
 class _Sums:
     "The growing result of `gradient_gram`."
 
@@ -1267,9 +1272,9 @@ class _Sums:
                 warnings.warn(said, stacklevel=3)
         return Gram(self.dot, self.mean, *self.norm, *self.factor, self.cov)
 
-# %% ../nbs/07_per_example.ipynb #f948102c
+# %% ../nbs/07_per_example.ipynb #34871b7d
 def _add_products(out: Tensor, a: Any, b: Any, pairs: int = 2**24) -> Tensor:
-    "Add inner products (B1 B2) of one parameter to `out`: from factors, or a matrix product for what is explicit."
+    "Add inner products (B1 B2) of one parameter to `out`, from factors or explicit gradients."
     if isinstance(a, Outer):
         out += ghost_inner(a, b, min(pairs, 2**24))
     else:

@@ -5,45 +5,23 @@
 # %% auto #0
 __all__ = ['RELEVANCE_METRICS', 'gradient_cosine', 'Neighbours', 'nearest', 'predicted_classes', 'last_layer_cosine',
            'pairwise_similarity', 'activation_features', 'last_layer_gradients', 'curvature', 'whiten', 'relevance',
-           'HitRate', 'class_test', 'merge_classes', 'instance_test', 'similarity_report']
+           'HitRate', 'class_test', 'merge_classes', 'randomise', 'instance_test', 'similarity_report']
 
-# %% ../nbs/50_similarity.ipynb #2f3d5887
+# %% ../nbs/50_similarity.ipynb #23d82c16
 import math
-
-
 from collections.abc import Callable, Iterator, Sequence
-
-
 from contextlib import contextmanager
-
-
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
-
-
 from typing import Any, NamedTuple
 
-
 import pandas as pd
-
-
 import torch
-
-
 import torch.nn.functional as F
-
-# %% ../nbs/50_similarity.ipynb #162c16c3
 from torch import Tensor, nn
 
-
 from .core import LayerError, check_finite, eval_mode, unwrap_output
-
-
 from .metrics import Interval, spearman, wilson_interval
-
-
-from .models import randomise
-
-# %% ../nbs/50_similarity.ipynb #614c95ea
 from xai_nb.per_example import (
     ChosenExamples,
     Examples,
@@ -58,11 +36,9 @@ from xai_nb.per_example import (
     take_examples,
     unit_rows,
 )
-
-
 from .viz import show_neighbours
 
-# %% ../nbs/50_similarity.ipynb #9bad9045
+# %% ../nbs/50_similarity.ipynb #01a89d31
 def gradient_cosine(
     model: nn.Module,  # Model to explain
     test: Examples,  # Queries: (x, y) tensors or a Dataset; y is the label to explain
@@ -76,7 +52,7 @@ def gradient_cosine(
     gram = gradient_gram(model, test, train, loss=loss, layer_mean=metric == "layer_mean", **options)
     return gram.metric(metric)
 
-# %% ../nbs/50_similarity.ipynb #7cca0d28
+# %% ../nbs/50_similarity.ipynb #a3a5c034
 @dataclass(frozen=True)
 class Neighbours:
     "Training examples found for a batch of queries, best first."
@@ -106,7 +82,7 @@ class Neighbours:
         names: Sequence[str] | None = None,  # Class names; None: numbers
         queries: Sequence[int] | None = None,  # Which queries; None: the first six
     ) -> Any:  # matplotlib Figure: a row for each query, most similar left, least similar right
-        "Pictures of the queries and their neighbours, framed in blue for the explained class and in orange for another."
+        "Pictures of queries and neighbours: blue frames for the explained class, orange for another."
         if self.queries is None or self.queries.ndim != 4:
             raise TypeError("show() draws pictures (B C H W); for other inputs use frame()")
         rows = list(range(min(6, len(self.ids)))) if queries is None else list(queries)
@@ -127,7 +103,7 @@ class Neighbours:
         truth = "query" if self.truth is None else f"query: {_class_name(self.truth[i], names)}"
         return f"{truth}\npredicted {_class_name(self.query_labels[i], names)}"
 
-# %% ../nbs/50_similarity.ipynb #44e86402
+# %% ../nbs/50_similarity.ipynb #e8acac82
 def _class_name(label: Tensor, names: Sequence[str] | None) -> str:
     "A class in words, or its number."
     return str(names[int(label)]) if names else str(int(label))
@@ -151,7 +127,7 @@ def _neighbour_titles(
     name = lambda label: _class_name(label, names)
     return [[f"{s:+.2f}\n{name(c)}, predicted {name(g)}" for s, c, g in zip(*row)] for row in zip(*fields)]
 
-# %% ../nbs/50_similarity.ipynb #644d440a
+# %% ../nbs/50_similarity.ipynb #29d0ce4b
 def nearest(
     model: nn.Module,  # Classifier to explain
     x: Tensor,  # Queries, (B ...)
@@ -181,7 +157,7 @@ def nearest(
     best = _look_up(model, train, scores, k, label)
     return replace(best, least=worst, queries=x.cpu(), dataset=train, truth=truth)
 
-# %% ../nbs/50_similarity.ipynb #a2c5bcf3
+# %% ../nbs/50_similarity.ipynb #ccd6885c
 def predicted_classes(
     output: Tensor,  # Model output, (B K), (B 1) or (B,)
 ) -> Tensor:  # (B,) int64
@@ -202,7 +178,7 @@ def _look_up(
     predictions = predicted_classes(torch.cat([out.cpu() for *_, out in batches]))[place]
     return Neighbours(order, scores.gather(1, order), labels, predictions, label.cpu())
 
-# %% ../nbs/50_similarity.ipynb #4a2f0d1d
+# %% ../nbs/50_similarity.ipynb #3690d8ce
 def last_layer_cosine(
     model: nn.Module,  # Classifier that ends in an nn.Linear with a bias
     test: Examples,  # Queries with the label to explain
@@ -226,7 +202,7 @@ def last_layer_cosine(
         return (a.inputs @ b.inputs.T).mul_(a.scaled_residuals @ b.scaled_residuals.T)
     raise ValueError(f"metric is {metric!r}; use 'gc', 'gd', 'margin_dot' or 'residual'")
 
-# %% ../nbs/50_similarity.ipynb #bf6b35e2
+# %% ../nbs/50_similarity.ipynb #e05c5575
 class _LastState(NamedTuple):
     "What the gradient of the last layer is made of."
 
@@ -250,9 +226,9 @@ def _watching(modules: Sequence[nn.Module], see: Callable) -> Iterator[None]:
         for handle in handles:
             handle.remove()
 
-# %% ../nbs/50_similarity.ipynb #42ff6531
+# %% ../nbs/50_similarity.ipynb #ae160e90
 def _last_linear(model: nn.Module, x: Tensor) -> nn.Linear:
-    "The layer that gives the model's output, found by running it; LayerError if it is no nn.Linear with a bias."
+    "The layer that gives the model's output; LayerError if it is no nn.Linear with a bias."
     calls = []
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     with (
@@ -273,14 +249,14 @@ def _few_inputs(model: nn.Module, data: Examples) -> Tensor:
     device = next(model.parameters()).device
     return take_examples(data, range(min(2, count_examples(data))), device)[0]
 
-# %% ../nbs/50_similarity.ipynb #b93146b2
+
 def _last_states(model: nn.Module, loss: Loss, batch_size: int, *sets: Examples) -> list[_LastState]:
     "One state for each set of examples."
     few = _few_inputs(model, sets[0])
     layout = picture_layout(model, few)
     return [_last_state(model, _last_linear(model, few), loss, batch_size, data, layout) for data in sets]
 
-# %% ../nbs/50_similarity.ipynb #22b0b293
+# %% ../nbs/50_similarity.ipynb #1a06fe3d
 def _last_state(
     model: nn.Module, last: nn.Linear, loss: Loss, batch_size: int, data: Examples, layout
 ) -> _LastState:
@@ -292,7 +268,7 @@ def _last_state(
             rows.append((inputs, *output_gradient(loss, output, y)))
     return _LastState(*(torch.cat(t) for t in zip(*rows)))
 
-# %% ../nbs/50_similarity.ipynb #a568b437
+# %% ../nbs/50_similarity.ipynb #f9d264d4
 def pairwise_similarity(
     a: Tensor,  # Features of the queries, (B_test D)
     b: Tensor,  # Features of the training examples, (B_train D)
@@ -308,15 +284,17 @@ def pairwise_similarity(
         raise ValueError(f"form is {form!r}; use 'cos', 'dot' or 'l2'")
     return -(squared_norm(a)[:, None] + squared_norm(b) - 2 * dot).clamp_min(0).sqrt()
 
-# %% ../nbs/50_similarity.ipynb #079d8926
+# %% ../nbs/50_similarity.ipynb #5a041ad5
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softplus)
+
+
 _POOLINGS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 
 def activation_features(
     model: nn.Module,  # Classifier that ends in an nn.Linear
     data: Examples,  # Examples
-    which: str = "last",  # "input", "last" (input of the last Linear) or "all" (activations, pooled maps and "last")
+    which: str = "last",  # "input", "last" (input of the last Linear) or "all" (activations, pooled maps, "last")
     batch_size: int = 512,  # Examples in one forward
 ) -> Tensor:  # (B D)
     "Activations as feature vectors."
@@ -331,7 +309,7 @@ def activation_features(
     kinds = (*_ACTIVATIONS, *_POOLINGS, nn.Embedding) if which == "all" else ()
     return _seen_features(model, data, kinds, _last_linear(model, few), batch_size)
 
-# %% ../nbs/50_similarity.ipynb #df92c3c5
+
 def _seen_features(
     model: nn.Module, data: Examples, kinds: tuple, last: nn.Linear, batch_size: int
 ) -> Tensor:
@@ -346,7 +324,7 @@ def _seen_features(
             seen.clear()
     return torch.cat(rows)
 
-# %% ../nbs/50_similarity.ipynb #8aff25dc
+# %% ../nbs/50_similarity.ipynb #00dabc98
 def last_layer_gradients(
     model: nn.Module,  # Classifier that ends in an nn.Linear with a bias
     data: Examples,  # Examples with labels
@@ -362,7 +340,7 @@ def last_layer_gradients(
     grads = torch.einsum("bk,bp->bkp", residuals, inputs).flatten(1)
     return grads, inputs, residuals.scatter_add(1, label[:, None], inputs.new_ones(len(inputs), 1))
 
-# %% ../nbs/50_similarity.ipynb #0425d552
+
 def curvature(
     grads: Tensor,  # Training gradients of the last layer, (B K*(p+1))
     inputs: Tensor,  # Inputs with a one, (B p+1)
@@ -385,7 +363,7 @@ def curvature(
             out[c, :, d] = out[d, :, c] = (inputs * w[:, None]).T @ inputs
     return out.reshape(k * p, k * p)
 
-# %% ../nbs/50_similarity.ipynb #a2c624df
+# %% ../nbs/50_similarity.ipynb #e075f69f
 def whiten(
     matrix: Tensor,  # (m m), symmetric, positive semi-definite
     damping: float = 1e-3,  # Added to the eigenvalues, relative to the largest
@@ -397,7 +375,7 @@ def whiten(
     damped = values.clamp_min(0) + damping * values[-1]
     return vectors * damped.rsqrt() @ vectors.T
 
-# %% ../nbs/50_similarity.ipynb #2676f15b
+# %% ../nbs/50_similarity.ipynb #2066d313
 class _Recipe(NamedTuple):
     "How a metric is computed."
 
@@ -416,7 +394,7 @@ _GRADIENTS = {
     "GC layer mean": "layer_mean",
 }
 
-# %% ../nbs/50_similarity.ipynb #560fd20f
+# %% ../nbs/50_similarity.ipynb #8384d3b0
 RELEVANCE_METRICS = {
     **{
         f"{form} {name}": _Recipe(which, form)
@@ -436,7 +414,7 @@ RELEVANCE_METRICS = {
     "FK rank-1 cos": _Recipe("rank1", "cos"),
 }
 
-# %% ../nbs/50_similarity.ipynb #63efe0a9
+# %% ../nbs/50_similarity.ipynb #c2c7b696
 def relevance(
     model: nn.Module,  # Classifier that ends in an nn.Linear with a bias
     test: Examples,  # Queries, with the label to explain
@@ -464,7 +442,7 @@ def relevance(
             out[m] = pairwise_similarity(*features[family], form)
     return out
 
-# %% ../nbs/50_similarity.ipynb #3ddedb88
+# %% ../nbs/50_similarity.ipynb #b3eb47b6
 _CURVATURES = {"hessian", "fisher", "rank1"}
 
 
@@ -477,7 +455,7 @@ def _check_metrics(metrics: Sequence[str], loss: Loss) -> None:
         said = f"influence functions and Fisher kernels are built for loss 'ce' here, not {loss!r}"
         raise ValueError(f"{said}; leave them out of metrics")
 
-# %% ../nbs/50_similarity.ipynb #fa2e9f7c
+
 def _features_of(
     model: nn.Module, test: Examples, train: Examples, families: set[str], damping: float
 ) -> dict:
@@ -493,7 +471,7 @@ def _features_of(
             found[kind] = [queries @ root, state[0] @ root]
     return found
 
-# %% ../nbs/50_similarity.ipynb #50e97a05
+# %% ../nbs/50_similarity.ipynb #bc4d57b1
 @dataclass(frozen=True)
 class HitRate:
     "A success rate with its interval."
@@ -517,7 +495,7 @@ def _hit_rate(hits: Tensor, first: Tensor) -> HitRate:
     "Summary of successes (n,) and of the examples ranked first (n,)."
     return HitRate(hits, wilson_interval(int(hits.sum()), len(hits)), int(first.unique().numel()))
 
-# %% ../nbs/50_similarity.ipynb #9aa7b9c1
+# %% ../nbs/50_similarity.ipynb #bb5184c0
 def class_test(
     scores: Tensor,  # (B_test B_train), larger is more relevant
     test_labels: Tensor,  # (B_test,), predicted classes; original classes for the subclass test
@@ -539,7 +517,7 @@ def class_test(
     first = top[:, 0]
     return _hit_rate(hits, first) if keep is None else _hit_rate(hits[keep], first[keep])
 
-# %% ../nbs/50_similarity.ipynb #ee3f0c0c
+
 def merge_classes(
     n_classes: int,  # Number of original classes
     groups: int,  # Number of superclasses
@@ -551,19 +529,30 @@ def merge_classes(
     order = torch.randperm(n_classes, generator=torch.Generator().manual_seed(seed))
     return torch.empty(n_classes, dtype=torch.int64).scatter_(0, order, torch.arange(n_classes) % groups)
 
-# %% ../nbs/50_similarity.ipynb #05bd91c2
+# %% ../nbs/50_similarity.ipynb #af53c478
 def _rank_agreement(a: Tensor, b: Tensor, groups: Tensor | None = None) -> float:
-    "Mean Spearman correlation of two matrices (B_test B_train), row by row, among the pairs in `groups`; NaN rows left out."
-    if groups is None:
-        return float(spearman(a.cpu(), b.cpu()).nanmean())
-    rows = [
-        spearman(u[keep][None], v[keep][None])
-        for u, v, keep in zip(a.cpu(), b.cpu(), groups.cpu())
-        if keep.any()
-    ]
-    return float(torch.cat(rows).nanmean()) if rows else math.nan
+    "Mean Spearman correlation of the rows of two matrices, among the pairs in `groups`; NaN rows left out."
+    where = None if groups is None else groups.cpu()
+    return float(spearman(a.cpu(), b.cpu(), where=where).nanmean())
 
-# %% ../nbs/50_similarity.ipynb #52f87360
+
+def randomise(
+    model: nn.Module,  # Trained model
+    seed: int = 0,  # Seed of the new parameters
+) -> nn.Module:  # A copy with fresh parameters; the model is left as it is
+    "The same architecture untrained: every layer draws its parameters anew, bare parameters are permuted."
+    fresh = deepcopy(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for m in fresh.modules():
+            if hasattr(m, "reset_parameters"):
+                m.reset_parameters()
+                continue
+            for p in m.parameters(recurse=False):
+                p.data = p.data.flatten()[torch.randperm(p.numel()).to(p.device)].reshape(p.shape)
+    return fresh
+
+# %% ../nbs/50_similarity.ipynb #50608b1a
 def instance_test(
     model: nn.Module,  # Classifier
     train: Examples,  # Training examples
@@ -574,7 +563,7 @@ def instance_test(
     "Identical instance test: is a training example its own most relevant one? Ties count as success."
     return _instance_rates(model, train, [metric], n, options)[metric]
 
-# %% ../nbs/50_similarity.ipynb #27cbc7d4
+# %% ../nbs/50_similarity.ipynb #36a7b3ef
 def _instance_rates(
     model: nn.Module, train: Examples, metrics: Sequence[str], n: int, options: dict
 ) -> dict[str, HitRate]:
@@ -599,7 +588,7 @@ def _predict(model: nn.Module, x: Tensor) -> Tensor:
     "Predicted classes (B,), on the CPU."
     return torch.cat([out.argmax(1).cpu() for *_, out in run_batches(model, (x, torch.zeros(len(x))))])
 
-# %% ../nbs/50_similarity.ipynb #b47e26a7
+# %% ../nbs/50_similarity.ipynb #8e023fd3
 def similarity_report(
     make: Callable[..., nn.Module],  # (training data, number of classes, seed) -> trained classifier
     train: Examples,  # Training examples
@@ -628,7 +617,7 @@ def similarity_report(
         rows += found.values()
     return pd.DataFrame(rows)
 
-# %% ../nbs/50_similarity.ipynb #e327aebf
+# %% ../nbs/50_similarity.ipynb #bc7e741a
 def _class_columns(
     found: dict[str, dict], make: Callable, train, test, tests, topk: int, seed: int, options: dict
 ) -> None:
@@ -652,7 +641,7 @@ def _class_columns(
         for m, result in _instance_rates(model, train, list(found), 100, options).items():
             found[m]["instance"] = result.rate
 
-# %% ../nbs/50_similarity.ipynb #98a32e83
+# %% ../nbs/50_similarity.ipynb #afcafe48
 def _subclass_columns(
     found: dict[str, dict], make: Callable, train, test, groups: int, seed: int, options: dict
 ) -> None:
