@@ -25,7 +25,7 @@ from torch.utils.data import default_collate
 
 from .core import LayerError, check_finite, eval_mode, progress, unwrap_output
 
-# %% ../nbs/07_per_example.ipynb #004ddc88
+# %% ../nbs/07_per_example.ipynb #5070ef36
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 
 
@@ -36,7 +36,7 @@ def loss_terms(
 ) -> tuple[
     Tensor, Tensor
 ]:  # Function to differentiate (B,), and factor (B,) >= 0: loss gradient = factor * its gradient
-    "Split a loss gradient into a direction that never cancels and a scale; ValueError on shapes that do not fit."
+    "Split a loss gradient into a direction that never cancels and a scale; ValueError on misfit shapes."
     if callable(loss):
         return _user_loss(loss, output, y), output.new_ones(len(y))
     if loss == "mse":
@@ -1132,7 +1132,7 @@ def _probe(test: Examples, train: Examples, device: torch.device) -> tuple[Tenso
         return x, y
     return torch.cat([x, x2]), torch.cat([y, y2])
 
-# %% ../nbs/07_per_example.ipynb #9da989d7
+# %% ../nbs/07_per_example.ipynb #c7429436
 @dataclass(frozen=True)
 class Gram:
     "Inner products of direction gradients and what is needed to turn them into every gradient metric."
@@ -1149,7 +1149,7 @@ class Gram:
 
     def metric(
         self,
-        name: str,  # "gc" cosine, "gd" dot of loss gradients, "grad_l2" minus distance, "margin_dot", "layer_mean"
+        name: str,  # "gc" cosine, "gd" dot product, "grad_l2" minus distance, "margin_dot" or "layer_mean"
     ) -> Tensor:  # (B_test B_train), larger is more similar; "gc" in [-1, 1], 0 where a gradient is zero
         "One of the gradient metrics."
         a = self.test_factor[:, None]

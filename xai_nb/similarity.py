@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['RELEVANCE_METRICS', 'gradient_cosine', 'Neighbours', 'nearest', 'predicted_classes', 'last_layer_cosine',
            'pairwise_similarity', 'activation_features', 'last_layer_gradients', 'curvature', 'whiten', 'relevance',
-           'HitRate', 'class_test', 'merge_classes', 'randomise', 'instance_test', 'similarity_report']
+           'HitRate', 'class_test', 'merge_classes', 'instance_test', 'similarity_report']
 
-# %% ../nbs/50_similarity.ipynb #23d82c16
+# %% ../nbs/50_similarity.ipynb #2f3d5887
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from .core import LayerError, check_finite, eval_mode, unwrap_output
 from .metrics import Interval, spearman, wilson_interval
+from .models import randomise
 from xai_nb.per_example import (
     ChosenExamples,
     Examples,
@@ -284,7 +284,7 @@ def pairwise_similarity(
         raise ValueError(f"form is {form!r}; use 'cos', 'dot' or 'l2'")
     return -(squared_norm(a)[:, None] + squared_norm(b) - 2 * dot).clamp_min(0).sqrt()
 
-# %% ../nbs/50_similarity.ipynb #5a041ad5
+# %% ../nbs/50_similarity.ipynb #9da16878
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softplus)
 
 
@@ -294,7 +294,7 @@ _POOLINGS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2
 def activation_features(
     model: nn.Module,  # Classifier that ends in an nn.Linear
     data: Examples,  # Examples
-    which: str = "last",  # "input", "last" (input of the last Linear) or "all" (activations, pooled maps, "last")
+    which: str = "last",  # "input", "last" (input of the last Linear) or "all" (activations, pools, last)
     batch_size: int = 512,  # Examples in one forward
 ) -> Tensor:  # (B D)
     "Activations as feature vectors."
@@ -529,28 +529,11 @@ def merge_classes(
     order = torch.randperm(n_classes, generator=torch.Generator().manual_seed(seed))
     return torch.empty(n_classes, dtype=torch.int64).scatter_(0, order, torch.arange(n_classes) % groups)
 
-# %% ../nbs/50_similarity.ipynb #af53c478
+# %% ../nbs/50_similarity.ipynb #43cbf5b1
 def _rank_agreement(a: Tensor, b: Tensor, groups: Tensor | None = None) -> float:
     "Mean Spearman correlation of the rows of two matrices, among the pairs in `groups`; NaN rows left out."
     where = None if groups is None else groups.cpu()
     return float(spearman(a.cpu(), b.cpu(), where=where).nanmean())
-
-
-def randomise(
-    model: nn.Module,  # Trained model
-    seed: int = 0,  # Seed of the new parameters
-) -> nn.Module:  # A copy with fresh parameters; the model is left as it is
-    "The same architecture untrained: every layer draws its parameters anew, bare parameters are permuted."
-    fresh = deepcopy(model)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for m in fresh.modules():
-            if hasattr(m, "reset_parameters"):
-                m.reset_parameters()
-                continue
-            for p in m.parameters(recurse=False):
-                p.data = p.data.flatten()[torch.randperm(p.numel()).to(p.device)].reshape(p.shape)
-    return fresh
 
 # %% ../nbs/50_similarity.ipynb #50608b1a
 def instance_test(
