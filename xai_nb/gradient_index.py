@@ -120,14 +120,13 @@ class Sketch:
             return factor
         return self._map(_rademacher_signs, name, factor.shape[1], side, factor).to(factor.dtype).T @ factor
 
-# %% ../nbs/51_gradient_index.ipynb #b6f4e9ca
+# %% ../nbs/51_gradient_index.ipynb #7949cbc2
 def scan_topk(
     rows: np.ndarray,  # (n k) float16, unit rows, usually memory-mapped
     queries: Tensor,  # (B k) float32, unit rows
     top: int,  # How many
     *,
-    allowed: Callable[[int, int], Tensor]
-    | None = None,  # (start, stop) -> (B stop-start) bool; others are left out
+    allowed: Callable[[int, int], Tensor] | None = None,  # (start, stop) -> (B stop-start) bool
     sign: float = 1.0,  # -1: the least similar
     chunk: int = 16384,  # Rows read at once
 ) -> tuple[Tensor, Tensor]:  # Scores (B top) and positions (B top), best first

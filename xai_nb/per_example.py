@@ -25,7 +25,7 @@ from torch.utils.data import default_collate
 
 from .core import LayerError, check_finite, eval_mode, progress, unwrap_output
 
-# %% ../nbs/07_per_example.ipynb #5070ef36
+# %% ../nbs/07_per_example.ipynb #834867f8
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 
 
@@ -33,9 +33,7 @@ def loss_terms(
     loss: Loss,  # "ce", "bce", "mse", or a function (output, y) -> (B,)
     output: Tensor,  # Model output: (B K) for "ce", (B,) or (B 1) for "bce", the shape of y for "mse"
     y: Tensor,  # Labels (B,) int64, or targets with the shape of `output`
-) -> tuple[
-    Tensor, Tensor
-]:  # Function to differentiate (B,), and factor (B,) >= 0: loss gradient = factor * its gradient
+) -> tuple[Tensor, Tensor]:  # What to differentiate (B,), and its factor (B,) >= 0 in the loss gradient
     "Split a loss gradient into a direction that never cancels and a scale; ValueError on misfit shapes."
     if callable(loss):
         return _user_loss(loss, output, y), output.new_ones(len(y))
@@ -421,11 +419,12 @@ class _Anchored(torch.autograd.Function):
     def backward(ctx, grad):
         return None, grad.new_zeros(())
 
-# %% ../nbs/07_per_example.ipynb #72684153
+# %% ../nbs/07_per_example.ipynb #1c4bd45f
 @contextmanager
 def _tapping(modules: Sequence[nn.Module]) -> Iterator[tuple[list[_Call], list[Tensor]]]:
     "Record input and output gradient of every call; all hooks are gone afterwards."
-    calls, anchors = [], []
+    calls: list[_Call] = []
+    anchors: list[Tensor] = []
 
     def record(module, args, kwargs, out):
         if not torch.is_grad_enabled():
@@ -876,11 +875,13 @@ class _Tile:
     factor: Tensor  # (B,), loss gradient = factor * stored gradient
     output: Tensor  # Model output, (B ...)
 
-# %% ../nbs/07_per_example.ipynb #0a3667ae
+# %% ../nbs/07_per_example.ipynb #bf8e03d0
 def _tile(batches: Iterator[BatchGradients], n: int) -> _Tile:
     "Every gradient of n examples, made once; the explicit ones in one matrix for each parameter."
     rows: dict[str, Tensor] = {}
-    made, factor, output = [], [], []
+    made: list[dict] = []
+    factor: list[Tensor] = []
+    output: list[Tensor] = []
     at = 0
     for b in batches:
         size = len(b.factor)
@@ -1029,7 +1030,7 @@ def batches_of(
         x, y = take_examples(data, range(i, min(i + size, stop)), device)
         yield i, x, y
 
-# %% ../nbs/07_per_example.ipynb #eee4eb74
+# %% ../nbs/07_per_example.ipynb #8e5372b0
 class JoinedExamples:
     "Examples in parts, numbered through."
 
@@ -1065,7 +1066,8 @@ class JoinedExamples:
         starts = np.cumsum([0, *self.sizes()])
         part = np.searchsorted(starts, index, side="right") - 1
         place = np.empty(len(index), np.int64)
-        batches, done = [], 0
+        batches = []
+        done = 0
         for p in np.unique(part):
             at = np.flatnonzero(part == p)
             batches.append(take_examples(self.parts[p], (index[at] - starts[p]).tolist(), device))
@@ -1132,15 +1134,13 @@ def _probe(test: Examples, train: Examples, device: torch.device) -> tuple[Tenso
         return x, y
     return torch.cat([x, x2]), torch.cat([y, y2])
 
-# %% ../nbs/07_per_example.ipynb #c7429436
+# %% ../nbs/07_per_example.ipynb #4f8c2758
 @dataclass(frozen=True)
 class Gram:
     "Inner products of direction gradients and what is needed to turn them into every gradient metric."
 
     dot: Tensor  # (B_test B_train), inner products of direction gradients
-    layer_cosine: (
-        Tensor | None
-    )  # (B_test B_train), mean over layers of the layer's own cosine; None unless asked for
+    layer_cosine: Tensor | None  # (B_test B_train), mean of each layer's own cosine; None unless asked for
     test_norm: Tensor  # (B_test,), norms of direction gradients
     train_norm: Tensor  # (B_train,)
     test_factor: Tensor  # (B_test,), loss gradient = factor * direction gradient
@@ -1170,7 +1170,7 @@ class Gram:
         choices = "'gc', 'gd', 'grad_l2', 'margin_dot' or 'layer_mean' (the last only if asked for)"
         raise ValueError(f"metric is {name!r}; use {choices}")
 
-# %% ../nbs/07_per_example.ipynb #7ceb3366
+# %% ../nbs/07_per_example.ipynb #e538c588
 def gradient_gram(
     model: nn.Module,  # Model to explain, its parameters with requires_grad=True
     test: Examples,  # Queries: (x, y) tensors or a Dataset; y is the label to explain
@@ -1188,7 +1188,8 @@ def gradient_gram(
     "Inner products of all pairs of gradients, streamed: never more than a tile of gradients in memory."
     first = next(model.parameters())
     device = torch.device(device) if device else first.device
-    n, m = count_examples(test), count_examples(train)
+    n = count_examples(test)
+    m = count_examples(train)
     if not n * m:
         raise ValueError(f"{n} test and {m} training examples; both must be positive")
     cov = coverage(model, *_probe(test, train, device), loss, parameters, on_missing)

@@ -256,12 +256,13 @@ def _last_states(model: nn.Module, loss: Loss, batch_size: int, *sets: Examples)
     layout = picture_layout(model, few)
     return [_last_state(model, _last_linear(model, few), loss, batch_size, data, layout) for data in sets]
 
-# %% ../nbs/50_similarity.ipynb #1a06fe3d
+# %% ../nbs/50_similarity.ipynb #fa1a5cc7
 def _last_state(
     model: nn.Module, last: nn.Linear, loss: Loss, batch_size: int, data: Examples, layout
 ) -> _LastState:
     "Inputs and residuals of the last layer, batch by batch."
-    seen, rows = [], []
+    seen: list[Tensor] = []
+    rows = []
     with _watching([last], lambda m, args, out: seen.append(args[0].detach())):
         for _, y, output in run_batches(model, data, batch_size, layout):
             inputs = F.pad(seen.pop(), (0, 1), value=1.0)
@@ -284,7 +285,7 @@ def pairwise_similarity(
         raise ValueError(f"form is {form!r}; use 'cos', 'dot' or 'l2'")
     return -(squared_norm(a)[:, None] + squared_norm(b) - 2 * dot).clamp_min(0).sqrt()
 
-# %% ../nbs/50_similarity.ipynb #9da16878
+# %% ../nbs/50_similarity.ipynb #b28db6fa
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softplus)
 
 
@@ -309,13 +310,14 @@ def activation_features(
     kinds = (*_ACTIVATIONS, *_POOLINGS, nn.Embedding) if which == "all" else ()
     return _seen_features(model, data, kinds, _last_linear(model, few), batch_size)
 
-
+# %% ../nbs/50_similarity.ipynb #a11bb192
 def _seen_features(
     model: nn.Module, data: Examples, kinds: tuple, last: nn.Linear, batch_size: int
 ) -> Tensor:
     "Outputs of modules of these kinds and inputs of the last layer, side by side, (B D)."
     shown = [m for m in model.modules() if isinstance(m, kinds)]
-    seen, rows = [], []
+    seen: list[Tensor] = []
+    rows = []
     outputs = _watching(shown, lambda m, args, out: seen.append(out.detach().flatten(1).clone()))
     inputs = _watching([last], lambda m, args, out: seen.append(args[0].detach().flatten(1)))
     with outputs, inputs:
@@ -324,15 +326,13 @@ def _seen_features(
             seen.clear()
     return torch.cat(rows)
 
-# %% ../nbs/50_similarity.ipynb #00dabc98
+# %% ../nbs/50_similarity.ipynb #b96f3fa8
 def last_layer_gradients(
     model: nn.Module,  # Classifier that ends in an nn.Linear with a bias
     data: Examples,  # Examples with labels
     batch_size: int = 512,  # Examples in one forward
-) -> tuple[
-    Tensor, Tensor, Tensor
-]:  # Cross-entropy gradients (B K*(p+1)), inputs with a one (B p+1), probabilities (B K); float64
-    "Gradients of the cross-entropy in the weights and bias of the last layer."
+) -> tuple[Tensor, Tensor, Tensor]:  # Gradients (B K*(p+1)), inputs and a one (B p+1), probabilities (B K)
+    "Gradients of the cross-entropy in the weights and bias of the last layer, in float64."
     state = _last_states(model, "ce", batch_size, data)[0]
     inputs = state.inputs.double()
     residuals = state.residuals.double() * state.factor.double()[:, None]
@@ -495,14 +495,13 @@ def _hit_rate(hits: Tensor, first: Tensor) -> HitRate:
     "Summary of successes (n,) and of the examples ranked first (n,)."
     return HitRate(hits, wilson_interval(int(hits.sum()), len(hits)), int(first.unique().numel()))
 
-# %% ../nbs/50_similarity.ipynb #bb5184c0
+# %% ../nbs/50_similarity.ipynb #3bc8ae2b
 def class_test(
     scores: Tensor,  # (B_test B_train), larger is more relevant
     test_labels: Tensor,  # (B_test,), predicted classes; original classes for the subclass test
     train_labels: Tensor,  # (B_train,), in the same coding
     k: int = 1,  # All of the first k must carry the query's label
-    keep: Tensor
-    | None = None,  # (B_test,) bool, queries that count (subclass test: superclass predicted right)
+    keep: Tensor | None = None,  # (B_test,) bool, the queries that count; None: all
 ) -> HitRate:  # Success of each query, rate in [0, 1] with its interval, distinct first examples
     "Identical class test: do the k most relevant training examples belong to the query's class?"
     n = len(train_labels)
@@ -571,7 +570,7 @@ def _predict(model: nn.Module, x: Tensor) -> Tensor:
     "Predicted classes (B,), on the CPU."
     return torch.cat([out.argmax(1).cpu() for *_, out in run_batches(model, (x, torch.zeros(len(x))))])
 
-# %% ../nbs/50_similarity.ipynb #8e023fd3
+# %% ../nbs/50_similarity.ipynb #a9552a56
 def similarity_report(
     make: Callable[..., nn.Module],  # (training data, number of classes, seed) -> trained classifier
     train: Examples,  # Training examples
@@ -583,9 +582,7 @@ def similarity_report(
     groups: int = 2,  # Superclasses of the subclass test
     seeds: Sequence[int] = (0,),  # One model, merge and randomisation for each
     **options: Any,  # Passed to `relevance`
-) -> (
-    pd.DataFrame
-):  # A row for each metric and seed: rates in [0, 1] with 95 % intervals, correlations in [-1, 1], counts
+) -> pd.DataFrame:  # A row for each metric and seed: rates with 95 % intervals, correlations, counts
     "Run the tests of relevance metrics; queries carry the label that the model predicts."
     unknown = set(tests) - {"class", "subclass", "random", "instance"}
     if unknown:
