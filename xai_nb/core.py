@@ -7,7 +7,7 @@ __all__ = ['Target', 'LayerError', 'NonFiniteError', 'DataNotFound', 'Unsupporte
            'best_device', 'versions', 'device_name', 'scale', 'seed_all', 'splitmix64', 'hash_key', 'keyed_uniform',
            'row_keys', 'eval_mode', 'unwrap_output', 'resolve_target', 'check_target', 'find_layer', 'capture',
            'progress', 'in_chunks', 'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result',
-           'load_results']
+           'load_results', 'check_positive']
 
 # %% ../nbs/00_core.ipynb #7ff944e8
 import contextlib, difflib, gc, json, os, platform, random, statistics, time
@@ -448,3 +448,17 @@ def load_results(topic: str,  # Name of the page
     "Read `nbs/results/<topic>.json`."
     path = results_folder() / f"{topic}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+# %% ../nbs/00_core.ipynb #45568c73
+def check_positive(
+    name: str,  # Of the parameter, for the message
+    value: Any,  # What the user gave
+) -> (
+    float
+):  # The same as a plain float, also from NumPy and 0-d tensors; raises ValueError unless positive and finite
+    "Refuse a width or a sharpness that is no positive number."
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+        raise ValueError(f"{name} is {value!r}; expected a positive finite number")
+    return float(value)
