@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WIDTH', 'DPI', 'PALETTE', 'SIGNED', 'Picture', 'show_maps', 'show_neighbours', 'overlay_rgb', 'overlay', 'curves',
            'bars', 'show_history', 'explore', 'show_tree_pair', 'show_census', 'show_hierarchies', 'show_tradeoff',
-           'PlaneLine', 'PlaneStyle', 'show_plane', 'draw_plane', 'show_walk']
+           'PlaneLine', 'PlaneStyle', 'show_plane', 'draw_plane', 'show_walk', 'direction_rgb']
 
 # %% ../nbs/05_viz.ipynb #7f90513a
 import io
@@ -831,3 +831,16 @@ def _walk_column(fig: Picture, grid: Any, i: int, heat: Tensor, rings: Tensor, r
     else:
         ax.set_xlabel("cycles per pixel", fontsize=7)
         ax.set_ylabel("ring energy", fontsize=7)
+
+# %% ../nbs/05_viz.ipynb #649fa567
+def direction_rgb(
+    net: Tensor,  # Grad-RAM, (B H W)
+    total: Tensor,  # MoRAM of the same layer, (B H W); values below zero, as Lanczos makes, count as zero
+) -> Tensor:  # (B H W 3) in 0 ... 1: brightness total / its maximum per image, hue net / total
+    "Amount and direction of the evidence as one picture (ours)."
+    total = total.clamp(min=0)
+    up = (torch.where(total > 0, net / total.where(total > 0, 1), 0).clamp(-1, 1) + 1) / 2
+    hue = torch.stack([up, 0.25 * (1 - (2 * up - 1).abs()), 1 - up], -1)
+    return (
+        hue * (total / total.amax((1, 2), keepdim=True).clamp(min=torch.finfo(total.dtype).tiny))[..., None]
+    )
