@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from xai_nb.core import LayerError
 from xai_nb.localisation import localisation_scores
 from xai_nb.models import load_weights, small_mixer, small_vgg
 from xai_nb.moram import find_gap_head, moram, regression_cam, token_grid
@@ -142,7 +141,7 @@ def test_wrong_calls_are_named(images):
     mixer = small_mixer(in_channels=1, n_classes=3, image_size=16, patch=4)
     last_block = [name for name, m in mixer.named_modules() if isinstance(m, nn.LayerNorm)][-1]
     swapped = nn.Sequential(*deep, nn.Flatten(0), nn.Unflatten(0, (1, 3)))
-    refused("not used", lambda: regression_cam(unused, images, "spare"))
+    refused("that is used", lambda: regression_cam(unused, images, "spare"))
     refused("target", lambda: regression_cam(many, images))
     refused("outside 0 ... 2", lambda: regression_cam(many, images, target=3))
     refused("for 3 examples", lambda: regression_cam(many, images, target=[0, 1], batch_size=2))
@@ -172,5 +171,25 @@ def test_foreign_weights_are_named():
 
 
 def test_shared_relu(images):
-    "A ReLU that runs twice cannot be captured by name alone."
-    refused("2 times", lambda: regression_cam(SharedReLU(), images, "relu"), LayerError)
+    "A ReLU that runs twice means its last call; the first one can be named."
+    net = SharedReLU()
+    r = regression_cam(net, images)
+    last = net.relu(net.b(net.relu(net.a(images)))).detach()
+    w = net.head.weight[0].detach() / last[0, 0].numel()
+    assert_close(r.moram, torch.einsum("k,bkhw->bhw", w.abs(), last))
+    assert_close(regression_cam(net, images, "relu").moram, r.moram)
+    assert regression_cam(net, images, "relu#1").moram.shape == (3, 10, 10)
+
+
+def test_functional_relu(images):
+    "A ReLU that is written as a function is found too, so that RAM of a densenet exists."
+
+    class Functional(SharedReLU):
+        def forward(self, x):
+            return self.head(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3)))
+
+    net = Functional()
+    layer, head = find_gap_head(net, images)
+    assert "relu" in layer and head is net.head
+    r = regression_cam(net, images)
+    assert_close(r.grad_ram.sum((1, 2)), r.output - head.bias.detach())
