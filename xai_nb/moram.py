@@ -181,7 +181,7 @@ def _all_maps(a: Tensor, g: Tensor, abs_activations: bool) -> dict[str, Tensor]:
         negative_features=(a < 0).flatten(1).any(1),
     )
 
-# %% ../nbs/30_moram.ipynb #89c2d505
+# %% ../nbs/30_moram.ipynb #2c2f2c14
 Layer = str | nn.Module
 
 
@@ -199,7 +199,7 @@ def regression_cam(
     progress: str | bool | None = None,
 ) -> RegressionCAM: ...
 
-# %% ../nbs/30_moram.ipynb #da9fde38
+# %% ../nbs/30_moram.ipynb #bc5c988a
 @overload
 def regression_cam(
     model: nn.Module,
@@ -214,7 +214,7 @@ def regression_cam(
     progress: str | bool | None = None,
 ) -> list[RegressionCAM]: ...
 
-# %% ../nbs/30_moram.ipynb #09c9f140
+# %% ../nbs/30_moram.ipynb #19b93c68
 def regression_cam(
     model: nn.Module,  # Any module; left as found
     x: Tensor,  # Input, (B C *S), one to three spatial axes; raises NonFiniteError on NaN
@@ -234,7 +234,8 @@ def regression_cam(
         raise ValueError(
             "layer is an empty list; name at least one layer, or leave it out for the last spatial one"
         )
-    names = [find_layer(model, one)[0] for one in (layer if several else [layer or spatial_layer(model, x)])]
+    wanted = layer if several else [layer or spatial_layer(model, x)]
+    names = [one if isinstance(one, str) else find_layer(model, one)[0] for one in wanted]
     target = check_target(target, len(x))
     chunk = lambda xs, ts: _explain(model, xs, names, ts, reshape, abs_activations, return_activations)
     parts = in_chunks(
@@ -251,7 +252,7 @@ def regression_cam(
         warnings.warn(doubt, stacklevel=2)
     return results if several else results[0]
 
-# %% ../nbs/30_moram.ipynb #ff2411b3
+# %% ../nbs/30_moram.ipynb #c2f7a610
 def _check_input(model: nn.Module, x: Tensor) -> None:
     "Refuse what no layer can take."
     if not isinstance(model, nn.Module):
@@ -262,17 +263,14 @@ def _check_input(model: nn.Module, x: Tensor) -> None:
         raise TypeError(f"x is {x.dtype}, expected floating point; pass for example x.float() / 255")
     check_finite("the input", x)
 
-# %% ../nbs/30_moram.ipynb #fd69da34
+
 def _token_doubt(model: nn.Module, x: Tensor, names: Sequence[str]) -> str:
     "Where channels and tokens may have been confused: shapes alone do not tell (B T K) from (B K L)."
-    layers, first = (
-        dict(model.named_modules()),
-        (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm),
-    )
+    layers = dict(model.named_modules())
+    first = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
     part = lambda m: m if any(True for _ in m.parameters()) else model
-    if x.ndim == 3 and (
-        odd := [n for n in names if not any(isinstance(m, first) for m in part(layers[n]).modules())]
-    ):
+    odd = [n for n in names if not any(isinstance(m, first) for m in part(layers.get(n, model)).modules())]
+    if x.ndim == 3 and odd:
         return (
             f"layer {odd[0]!r} has no convolution: if it gives tokens (B T K), they were taken for channels; "
             "pass reshape=lambda a: a.transpose(1, 2) for a map over tokens, "
