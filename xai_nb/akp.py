@@ -48,7 +48,7 @@ def _to_weighted_mean(squared: Tensor, weights: Tensor) -> Tensor:
 # %% ../nbs/40_akp.ipynb #a63271f9
 @lru_cache(maxsize=8)
 def _relabellings(k: int, n: int, draws: int, seed: int) -> Tensor:
-    "Ways to choose the k members of the first group among n: all if there are at most 20000, else random ones; the first is the true one."
+    "Choices of k among n: all if there are at most 20000, else random ones; the first is the true one."
     if math.comb(n, k) <= 20_000:
         rows = torch.tensor(list(combinations(range(n), k)))
     else:
@@ -70,8 +70,9 @@ class Dispersion(NamedTuple):
 
 # %% ../nbs/40_akp.ipynb #100c343a
 def _permdisp(z: Tensor, chosen: Tensor) -> float:
-    "Share of relabellings whose difference in mean spread is at least as significant as the true one (F of two groups)."
-    k, n = int(chosen[0].sum()), len(z)
+    "Share of relabellings whose F of the two mean spreads is at least the true one."
+    k = int(chosen[0].sum())
+    n = len(z)
     first = (chosen * z).sum(1) / k
     second = (~chosen * z).sum(1) / (n - k)
     within = ((z.square()).sum() - k * first.square() - (n - k) * second.square()).clamp_min(1e-300)
@@ -82,7 +83,8 @@ def _permdisp(z: Tensor, chosen: Tensor) -> float:
 def _permanova(distances: Tensor, chosen: Tensor) -> float:
     "Share of relabellings with a pseudo-F at least as large as the true one."
     squared = distances.double().square()
-    k, n = int(chosen[0].sum()), len(distances)
+    k = int(chosen[0].sum())
+    n = len(distances)
     c = chosen.double()
     inside = ((c @ squared) * c).sum(1) / (2 * k) + (((1 - c) @ squared) * (1 - c)).sum(1) / (2 * (n - k))
     return float((inside <= inside[0] * (1 + 1e-9)).double().mean())
@@ -99,18 +101,29 @@ def dispersion(
     "Is the family more scattered than the control, and is it somewhere else?"
     n = len(distances)
     if not 2 <= k <= n - 2:
-        raise ValueError(f"{k} and {n - k} members; each family needs at least 2, and 5 for a p-value below .05")
+        raise ValueError(
+            f"{k} and {n - k} members; each family needs at least 2, and 5 for a p-value below .05"
+        )
     if min(k, n - k) < 5:
-        warnings.warn(f"with {k} and {n - k} members no p-value is below {_smallest_p(k, n):.3f}", stacklevel=2)
-    own, control = spread(distances[:k, :k], center), spread(distances[k:, k:], center)
+        warnings.warn(
+            f"with {k} and {n - k} members no p-value is below {_smallest_p(k, n):.3f}", stacklevel=2
+        )
+    own = spread(distances[:k, :k], center)
+    control = spread(distances[k:, k:], center)
     chosen = _relabellings(k, n, draws, seed)
     squared = distances.double().square()
     between = squared[:k, k:].mean() - squared[:k, :k].mean() / 2 - squared[k:, k:].mean() / 2
-    ratio = math.log(float(own.mean()) / float(control.mean())) if min(own.mean(), control.mean()) > 0 else math.nan
+    ratio = (
+        math.log(float(own.mean()) / float(control.mean()))
+        if min(own.mean(), control.mean()) > 0
+        else math.nan
+    )
     p = _permdisp(torch.cat([own, control]), chosen)
-    return Dispersion(ratio, p, float(between.clamp_min(0).sqrt()), _permanova(distances, chosen), _smallest_p(k, n))
+    return Dispersion(
+        ratio, p, float(between.clamp_min(0).sqrt()), _permanova(distances, chosen), _smallest_p(k, n)
+    )
 
-
+# %% ../nbs/40_akp.ipynb #c49016bf
 def _smallest_p(k: int, n: int) -> float:
     "Two groups of one size can be exchanged, so two relabellings tie."
     return (2 if 2 * k == n else 1) / math.comb(n, k)
@@ -140,7 +153,7 @@ class Observed:
         "Members with finite features that differ between examples."
         return [i for i, state in enumerate(self.states) if state in ("healthy", "degenerate")]
 
-
+# %% ../nbs/40_akp.ipynb #2891ded9
 def observe(
     family: Family,  # From `train_family`
     x: Any,  # Probe set: examples (n ...), the same for all families
@@ -181,11 +194,11 @@ def _member_rows(name: str, seen: Observed, y: Tensor, positive: int | None) -> 
 
 
 def _angles(measure: str, seen: Sequence[Observed]) -> Tensor:
-    "Angles between all members that are alive, in the order of the families, (N N): a metric for every measure used here."
+    "Angles between all members that are alive, in the order of the families, (N N): a metric."
     tables = [(s.scores if measure == "agreement" else s.features)[i] for s in seen for i in s.alive]
     return torch.acos(pairwise(tables, measure).clamp(-1, 1)).fill_diagonal_(0)
 
-
+# %% ../nbs/40_akp.ipynb #0de0aec3
 def _holm(p: Sequence[float]) -> np.ndarray:
     "Holm's adjusted p-values, in the given order; NaN stays NaN."
     p = np.asarray(p, float)
@@ -204,7 +217,9 @@ def _label(log_ratio: float, p: float, alpha: float) -> str:
     return "AKP" if log_ratio > 0 else "anti-AKP"
 
 
-def _measure_rows(measure: str, angles: Tensor, sizes: dict[str, int], control: str, seed: int) -> list[dict[str, Any]]:
+def _measure_rows(
+    measure: str, angles: Tensor, sizes: dict[str, int], control: str, seed: int
+) -> list[dict[str, Any]]:
     "Similarity within each family, and its dispersion and shift against the control, for one measure."
     ends = np.cumsum(list(sizes.values()))
     place = {name: torch.arange(end - k, end) for (name, k), end in zip(sizes.items(), ends)}
@@ -217,7 +232,7 @@ def _measure_rows(measure: str, angles: Tensor, sizes: dict[str, int], control: 
         rows.append(row)
     return rows
 
-
+# %% ../nbs/40_akp.ipynb #3aa179e5
 def _mean_within(angles: Tensor, own: Tensor) -> float:
     "Mean similarity of two different members."
     if len(own) < 2:
@@ -231,7 +246,7 @@ class FamilyReport:
     "Families beside their control: health, errors, and who is more scattered."
 
     members: "pandas.DataFrame"  # One row a network: family, member, state, error, missed, false alarms
-    measures: "pandas.DataFrame"  # One row a family and measure: similarity, log_ratio, p, p_holm, shift, shift_p, label
+    measures: "pandas.DataFrame"  # One row a family and measure: similarity, dispersion, label
     angles: dict[str, Tensor]  # Measure to angles between the members that are alive, (N N)
     order: tuple[str, ...]  # Family of each row of `angles`
     control: str  # Name of the control
@@ -258,18 +273,28 @@ def _report_table(report: FamilyReport) -> Any:
 
     numbers = [c for c in ("error", "missed", "false alarms") if c in report.members]
     out = report.members.groupby("family", sort=False)[numbers].mean()
-    out.insert(0, "alive", report.members.groupby("family", sort=False)["state"].apply(lambda s: int((~s.isin(["diverged", "dead"])).sum())))
+    out.insert(
+        0,
+        "alive",
+        report.members.groupby("family", sort=False)["state"].apply(
+            lambda s: int((~s.isin(["diverged", "dead"])).sum())
+        ),
+    )
     for column, title in (("similarity", "{}"), ("log_ratio", "log ratio {}")):
         wide = report.measures.pivot(index="family", columns="measure", values=column)
         wide = wide[list(dict.fromkeys(report.measures["measure"]))]
         out = out.join(wide.rename(columns=title.format))
     voters = report.measures[report.measures["measure"] != "agreement"]
     labels = voters.groupby("family", sort=False)["label"].apply(list)
-    return out.join(labels.apply(_vote).rename("verdict")) if not report.warnings else out.assign(verdict="withheld")
+    return (
+        out.join(labels.apply(_vote).rename("verdict"))
+        if not report.warnings
+        else out.assign(verdict="withheld")
+    )
 
-
+# %% ../nbs/40_akp.ipynb #376cf897
 def _vote(labels: Sequence[str]) -> str:
-    "The label of at least three measures of representations, if none says the opposite; agreement does not vote."
+    "The label of at least three measures, if none says the opposite; agreement does not vote."
     said = [label for label in labels if isinstance(label, str)]
     if not said:
         return "control"
@@ -292,7 +317,9 @@ def _slope(report: FamilyReport, measure: str, draws: int, seed: int) -> Interva
     if len(pairs) < 4:
         raise ValueError(f"{len(pairs)} families with a similarity; a slope needs at least 4")
     value = float(spearmanr(*pairs.T).statistic)
-    picks = (keyed_uniform(seed, "slope", np.arange(draws)[:, None], np.arange(len(pairs))[None]) * len(pairs)).astype(int)
+    picks = (
+        keyed_uniform(seed, "slope", np.arange(draws)[:, None], np.arange(len(pairs))[None]) * len(pairs)
+    ).astype(int)
     values = [spearmanr(*pairs[p].T).statistic for p in picks if len(set(p)) > 2]
     return Interval(value, *map(float, np.nanquantile(values, [0.025, 0.975])))
 
@@ -308,20 +335,37 @@ def family_report(
     positive: int | None = None,  # Class that must not be missed, for two kinds of error
     pool: str | Callable[[Tensor], Tensor] = "mean",  # As in `extract_features`
     alpha: float = 0.05,  # Level after Holm's correction over the families
-    max_control_sd: float = 0.1,  # Largest standard deviation of the control's error for which verdicts are given
+    max_control_sd: float = 0.1,  # Verdicts are withheld where the control's error varies more
     seed: int = 0,  # Of relabellings, where not all are taken
 ) -> FamilyReport:  # Health first, then errors, then similarities
     "Compare families of networks with their control: who errs more, who is more scattered, who moved."
     if control not in families:
         raise ValueError(f"no family {control!r}; the families are {', '.join(families)}")
-    wrong = [m for m in (*measures, "agreement") if m not in SIMILARITIES or not SIMILARITIES[m].is_metric or not SIMILARITIES[m].larger_is_nearer]
+    wrong = [
+        m
+        for m in (*measures, "agreement")
+        if m not in SIMILARITIES or not SIMILARITIES[m].is_metric or not SIMILARITIES[m].larger_is_nearer
+    ]
     if wrong:
-        raise ValueError(f"{wrong} have no angle that is a metric; choose from cka, cka_biased, cka_rbf, procrustes, mutual_knn, rsa")
+        raise ValueError(
+            f"{wrong} have no angle that is a metric; choose cka, cka_rbf, procrustes, mutual_knn or rsa"
+        )
     seen = {n: f if isinstance(f, Observed) else observe(f, x, layer, pool=pool) for n, f in families.items()}
-    return _report(seen, torch.as_tensor(y), control, (*measures, "agreement"), positive, alpha, max_control_sd, seed)
+    return _report(
+        seen, torch.as_tensor(y), control, (*measures, "agreement"), positive, alpha, max_control_sd, seed
+    )
 
 # %% ../nbs/40_akp.ipynb #a94a835f
-def _report(seen: dict[str, Observed], y: Tensor, control: str, measures: tuple, positive: Any, alpha: float, max_sd: float, seed: int) -> FamilyReport:
+def _report(
+    seen: dict[str, Observed],
+    y: Tensor,
+    control: str,
+    measures: tuple,
+    positive: Any,
+    alpha: float,
+    max_sd: float,
+    seed: int,
+) -> FamilyReport:
     "The report behind `family_report`."
     import pandas as pd
 
@@ -329,19 +373,28 @@ def _report(seen: dict[str, Observed], y: Tensor, control: str, measures: tuple,
     sizes = {name: len(s.alive) for name, s in seen.items()}
     warned = _control_faults(members[members["family"] == control], max_sd)
     angles = {m: _angles(m, list(seen.values())) for m in measures}
-    rows = [row for m in measures for row in _measure_rows(m, angles[m], sizes, control, seed)] if sizes[control] > 1 else []
+    rows = (
+        [row for m in measures for row in _measure_rows(m, angles[m], sizes, control, seed)]
+        if sizes[control] > 1
+        else []
+    )
     frame = pd.DataFrame(rows, columns=["family", "measure", "similarity", *Dispersion._fields])
     frame["p_holm"] = frame.groupby("measure", sort=False)["p"].transform(lambda p: _holm(p))
-    frame["label"] = [_label(r.log_ratio, r.p_holm, alpha) if math.isfinite(r.p) else None for r in frame.itertuples()]
+    frame["label"] = [
+        _label(r.log_ratio, r.p_holm, alpha) if math.isfinite(r.p) else None for r in frame.itertuples()
+    ]
     order = tuple(name for name, k in sizes.items() for _ in range(k))
     return FamilyReport(members, frame, angles, order, control, warned)
 
-
+# %% ../nbs/40_akp.ipynb #ce550c75
 def _control_faults(control: Any, max_sd: float) -> tuple[str, ...]:
     "Why no family can be judged against this control."
     out = []
-    if bad := int((control["state"] != "healthy").sum()):
-        out.append(f"{bad} of {len(control)} control runs are {', '.join(sorted(set(control['state']) - {'healthy'}))}")
-    if (sd := float(control["error"].std())) > max_sd:
-        out.append(f"the control's error has standard deviation {sd:.2f}, more than {max_sd}: the control itself is unhappy")
+    bad = sorted(set(control["state"]) - {"healthy"})
+    if bad:
+        count = int((control["state"] != "healthy").sum())
+        out.append(f"{count} of {len(control)} control runs are {', '.join(bad)}")
+    sd = float(control["error"].std())
+    if sd > max_sd:
+        out.append(f"the control's error varies by {sd:.2f}, more than {max_sd}: the control is unhappy")
     return tuple(out)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core import LayerError, NonFiniteError, eval_mode, keyed_uniform, row_keys
+from .core import LayerError, NonFiniteError, eval_mode, keyed_uniform, row_keys, unwrap_output
 
 # %% ../nbs/09_representations.ipynb #26e3a113
 @dataclass(frozen=True)
@@ -66,9 +66,13 @@ SIMILARITIES = {
         Measure("rsa", -1, 1, True, True, _ROTATE),
         Measure("svcca", 0, 1, True, False, ("shift", "scale", "rotation"), "n >= 2 D", "grows with D / n"),
         Measure("pwcca", 0, 1, True, False, ("shift", "scale", "rotation"), "n >= 2 D", "grows with D / n"),
-        Measure("unit_correlation", -1, 1, True, False, ("shift", "positive scale of a unit"), "one numbering"),
+        Measure(
+            "unit_correlation", -1, 1, True, False, ("shift", "positive scale of a unit"), "one numbering"
+        ),
         Measure("unit_match", -1, 1, True, False, ("shift", "positive scale of a unit", "numbering")),
-        Measure("agreement", 0, 1, True, True, (), "class scores or labels", "sum of products of class shares"),
+        Measure(
+            "agreement", 0, 1, True, True, (), "class scores or labels", "sum of products of class shares"
+        ),
     )
 }  # name -> what it means
 
@@ -77,24 +81,29 @@ def _table(name: str, x: Any) -> Tensor:
     "Features as a float64 table (n D); raises for anything that is not one, naming which."
     t = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x).detach()
     if t.ndim < 2:
-        raise ValueError(f"{name} has shape {tuple(t.shape)}; expected (n, D): one row of features per example")
+        raise ValueError(
+            f"{name} has shape {tuple(t.shape)}; expected (n, D): one row of features per example"
+        )
     t = t.flatten(1).double()
     if len(t) < 4:
         raise ValueError(f"{name} holds {len(t)} examples; similarities need at least 4")
     if not bool(torch.isfinite(t).all()):
         rows = (~torch.isfinite(t)).any(1).nonzero()[:, 0]
-        raise NonFiniteError(f"{name} is not finite in {len(rows)} of {len(t)} examples, first in example {int(rows[0])}")
+        raise NonFiniteError(
+            f"{name} is not finite in {len(rows)} of {len(t)} examples, first in example {int(rows[0])}"
+        )
     return t
 
 
 def _tables(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     "Two tables of the same examples."
-    a, b = _table("x", x), _table("y", y)
+    a = _table("x", x)
+    b = _table("y", y)
     if len(a) != len(b):
         raise ValueError(f"x holds {len(a)} examples and y {len(b)}; compare features of the same examples")
     return a, b
 
-
+# %% ../nbs/09_representations.ipynb #86e7ef0b
 def _centre(x: Tensor) -> Tensor:
     "Columns with mean zero."
     return x - x.mean(0)
@@ -123,7 +132,8 @@ def _shape(x: Tensor) -> Tensor:
 
 def _procrustes(x: Tensor, y: Tensor) -> float:
     "Largest inner product of the two shapes over all rotations."
-    x, y = _reduce(_shape(x)), _reduce(_shape(y))
+    x = _reduce(_shape(x))
+    y = _reduce(_shape(y))
     return min(1.0, float(torch.linalg.svdvals(x.T @ y).sum()))
 
 
@@ -174,10 +184,11 @@ def _canonical(x: Tensor, y: Tensor, share: float, weighted: bool) -> float:
     for name, t in (("x", x), ("y", y)):
         if len(t) < 2 * t.shape[1]:
             raise ValueError(
-                f"{name} has {t.shape[1]} features for {len(t)} examples; canonical correlations need at least "
-                f"{2 * t.shape[1]} examples (with fewer than {t.shape[1]} every pair gets 1)"
+                f"{name} has {t.shape[1]} features for {len(t)} examples; canonical correlations need "
+                f"at least {2 * t.shape[1]} examples (with fewer than {t.shape[1]} every pair gets 1)"
             )
-    (ux, px), (uy, _) = _basis(x, share), _basis(y, share)
+    (ux, px) = _basis(x, share)
+    (uy, _) = _basis(y, share)
     left, rho, _ = torch.linalg.svd(ux.T @ uy, full_matrices=False)
     if not weighted:
         return float(rho.mean())
@@ -187,7 +198,8 @@ def _canonical(x: Tensor, y: Tensor, share: float, weighted: bool) -> float:
 # %% ../nbs/09_representations.ipynb #b4de3772
 def _unit_correlations(x: Tensor, y: Tensor) -> Tensor:
     "Correlation of every unit of x with every unit of y, (D D'); 0 for a constant unit."
-    x, y = _centre(x), _centre(y)
+    x = _centre(x)
+    y = _centre(y)
     x = x / x.norm(dim=0).clamp_min(1e-300)
     y = y / y.norm(dim=0).clamp_min(1e-300)
     return x.T @ y
@@ -196,7 +208,9 @@ def _unit_correlations(x: Tensor, y: Tensor) -> Tensor:
 def _paired_units(x: Tensor, y: Tensor) -> float:
     "Mean correlation of unit j with unit j."
     if x.shape != y.shape:
-        raise ValueError(f"unit_correlation needs tables of one width, got {x.shape[1]} and {y.shape[1]} units")
+        raise ValueError(
+            f"unit_correlation needs tables of one width, got {x.shape[1]} and {y.shape[1]} units"
+        )
     return float(_unit_correlations(x, y).diagonal().mean())
 
 
@@ -218,7 +232,14 @@ def _signature(name: str, x: Tensor, k: int = 10, width: float = 1.0) -> Tensor:
     return centred_gram(gram, debiased=name in ("cka", "cka_rbf"))
 
 
-_SIGNED = ("cka", "cka_biased", "cka_rbf", "cka_angle", "mutual_knn", "rsa")  # measures that are cosines of signatures
+_SIGNED = (
+    "cka",
+    "cka_biased",
+    "cka_rbf",
+    "cka_angle",
+    "mutual_knn",
+    "rsa",
+)  # measures that are cosines of signatures
 _DIRECT = {
     "svcca": lambda x, y, share: _canonical(x, y, share, weighted=False),
     "pwcca": lambda x, y, share: _canonical(x, y, share, weighted=True),
@@ -242,7 +263,9 @@ def _labels(name: str, scores: Any) -> Tensor:
             raise NonFiniteError(f"{name}: the class scores are not finite")
         return t.argmax(1)
     if t.ndim != 1 or t.is_floating_point():
-        raise ValueError(f"{name} has shape {tuple(t.shape)} and type {t.dtype}; expected scores (n, K) or labels (n,)")
+        raise ValueError(
+            f"{name} has shape {tuple(t.shape)} and type {t.dtype}; expected scores (n, K) or labels (n,)"
+        )
     return t
 
 
@@ -282,7 +305,8 @@ def compare(
     "How alike two tables of features are."
     found = _find_measure(measure)
     if measure == "agreement":
-        a, b = _labels("x", x), _labels("y", y)
+        a = _labels("x", x)
+        b = _labels("y", y)
         if a.shape != b.shape:
             raise ValueError(f"x holds {len(a)} examples and y {len(b)}")
         return Similarity(float((a == b).double().mean()), found)
@@ -294,7 +318,7 @@ def compare(
 
 # %% ../nbs/09_representations.ipynb #d93fafa3
 def _pairs_of_shapes(tables: Sequence[Tensor]) -> Tensor:
-    "Procrustes similarity of all pairs, (N N); tables of one width go through one batched decomposition a row."
+    "Procrustes similarity of all pairs, (N N), by one batched decomposition a row."
     shapes = [_reduce(_shape(t)) for t in tables]
     width = max(s.shape[1] for s in shapes)
     stack = torch.stack([torch.nn.functional.pad(s, (0, width - s.shape[1])) for s in shapes])
@@ -327,9 +351,13 @@ def pairwise(
         return (labels[:, None] == labels[None]).double().mean(2)
     tables = [_table(f"features[{i}]", f) for i, f in enumerate(features)]
     if len({len(t) for t in tables}) > 1:
-        raise ValueError(f"the tables hold {[len(t) for t in tables]} examples; expected the same examples in all")
+        raise ValueError(
+            f"the tables hold {[len(t) for t in tables]} examples; expected the same examples in all"
+        )
     if measure in _DIRECT:
-        return torch.tensor([[float(compare(x, y, measure)) for y in tables] for x in tables], dtype=torch.float64)
+        return torch.tensor(
+            [[float(compare(x, y, measure)) for y in tables] for x in tables], dtype=torch.float64
+        )
     return _with_flat_rows(_all_pairs(measure, tables, k, width), tables)
 
 # %% ../nbs/09_representations.ipynb #6f661c95
@@ -337,7 +365,10 @@ def _all_pairs(measure: str, tables: Sequence[Tensor], k: int, width: float) -> 
     "The matrix behind `pairwise` for signatures and shapes."
     if measure.startswith("procrustes"):
         c = _pairs_of_shapes(tables)
-        forms = {"procrustes_angle": torch.acos, "procrustes_chord": lambda c: (2 - 2 * c).clamp_min(0).sqrt()}
+        forms = {
+            "procrustes_angle": torch.acos,
+            "procrustes_chord": lambda c: (2 - 2 * c).clamp_min(0).sqrt(),
+        }
         return forms.get(measure, lambda c: c)(c)
     name = "cka_biased" if measure == "cka_angle" else measure
     out = _pairs_of_signatures(name, tables, k, width).fill_diagonal_(1.0)
@@ -370,7 +401,7 @@ class Null:
 def permutation_null(
     x: Any,  # Features (n D)
     y: Any,  # Features (n D') of the same examples
-    measure: str = "cka",  # A similarity that is a cosine of signatures: cka, cka_biased, cka_rbf, mutual_knn, rsa
+    measure: str = "cka",  # cka, cka_biased, cka_rbf, mutual_knn or rsa: a cosine of signatures
     *,
     draws: int = 200,  # Shuffles, at least 1; the smallest p is 1 / (draws + 1)
     seed: int = 0,  # Of the shuffles
@@ -391,7 +422,7 @@ def permutation_null(
     hits = int((values >= value).sum())
     return Null(value, values, float(values.quantile(0.95)), (1 + hits) / (1 + draws))
 
-
+# %% ../nbs/09_representations.ipynb #3585e4b9
 def _shuffled_cosine(a: Tensor, b: Tensor, seed: int, draw: int) -> float:
     "Cosine of the two signatures with the examples of `b` in another order."
     order = torch.from_numpy(np.argsort(keyed_uniform(seed, "null", draw, np.arange(len(a)))))
@@ -404,13 +435,19 @@ class _Sums:
     def __init__(self, width_x: int, width_y: int):
         double = {"dtype": torch.float64}
         self.cross = torch.zeros(width_x, width_y, **double)
-        self.x, self.y = torch.zeros(width_x, **double), torch.zeros(width_y, **double)
-        self.ay, self.bx = torch.zeros(width_y, **double), torch.zeros(width_x, **double)
-        self.n, self.a, self.b, self.ab = 0, 0.0, 0.0, 0.0
+        self.x = torch.zeros(width_x, **double)
+        self.y = torch.zeros(width_y, **double)
+        self.ay = torch.zeros(width_y, **double)
+        self.bx = torch.zeros(width_x, **double)
+        self.n = 0
+        self.a = 0.0
+        self.b = 0.0
+        self.ab = 0.0
 
     def add(self, x: Tensor, y: Tensor) -> None:
         "Take one batch in."
-        a, b = x.square().sum(1), y.square().sum(1)
+        a = x.square().sum(1)
+        b = y.square().sum(1)
         self.n += len(x)
         self.cross += x.T @ y
         self.x += x.sum(0)
@@ -424,17 +461,21 @@ class _Sums:
 # %% ../nbs/09_representations.ipynb #21999979
 def _hsic_of_sums(s: _Sums) -> float:
     "HSIC_1 with the centring expanded."
-    n, mx, my = s.n, s.x / s.n, s.y / s.n
-    mx2, my2 = float(mx @ mx), float(my @ my)
+    n = s.n
+    mx = s.x / s.n
+    my = s.y / s.n
+    mx2 = float(mx @ mx)
+    my2 = float(my @ my)
     products = s.ab - 2 * float(my @ s.ay) - 2 * float(mx @ s.bx) + my2 * s.a + mx2 * s.b
     products += 4 * float(mx @ s.cross @ my) - 3 * n * mx2 * my2
     cross = float((s.cross - n * torch.outer(mx, my)).square().sum())
-    a, b = s.a - n * mx2, s.b - n * my2
+    a = s.a - n * mx2
+    b = s.b - n * my2
     return (cross - n / (n - 2) * products + a * b / ((n - 1) * (n - 2))) / (n * (n - 3))
 
 # %% ../nbs/09_representations.ipynb #7a5f3d05
 class StreamingCKA:
-    "Debiased linear CKA of a stream: exact for any batch sizes, memory independent of the number of examples."
+    "Debiased linear CKA of a stream: exact for any batch sizes, in memory that does not grow."
 
     def __init__(self):
         self._shift: tuple[Tensor, Tensor] | None = None  # means of the first batch, against cancellation
@@ -453,9 +494,11 @@ class StreamingCKA:
             raise NonFiniteError("the batch is not finite; the sums were left as they were")
         if self._shift is None:
             self._shift = x.mean(0), y.mean(0)
-            d, e = x.shape[1], y.shape[1]
+            d = x.shape[1]
+            e = y.shape[1]
             self._sums = _Sums(d, e), _Sums(d, d), _Sums(e, e)
-        x, y = x - self._shift[0], y - self._shift[1]
+        x = x - self._shift[0]
+        y = y - self._shift[1]
         for sums, (s, t) in zip(self._sums, ((x, y), (x, x), (y, y))):
             sums.add(s, t)
         return self
@@ -501,12 +544,12 @@ def participation_ratio(
 def intrinsic_dimension(
     x: Any,  # Features (n D)
 ) -> float:  # At least 0; inf where every example has its twin
-    "TwoNN: maximum likelihood from the ratios of the second to the first neighbour's distance (Facco et al. 2017)."
+    "TwoNN: from the ratios of the second to the first neighbour's distance (Facco et al. 2017)."
     near = _neighbour_distances(x, 2).clamp_min(1e-300)
     total = float((near[:, 1] / near[:, 0]).log().sum())
     return len(near) / total if total > 0 else math.inf
 
-
+# %% ../nbs/09_representations.ipynb #3f098876
 def log_densities(
     x: Any,  # Features (n D)
     k: int = 10,  # Which neighbour
@@ -549,9 +592,13 @@ class Features:
         if len(self.ids) == len(other.ids) and (self.ids == other.ids).all():
             return
         if len(self.ids) == len(other.ids) and set(self.ids.tolist()) == set(other.ids.tolist()):
-            raise ValueError("the same examples in another order (a shuffling loader?); compare a.sorted() and b.sorted()")
+            raise ValueError(
+                "the same examples in another order (a shuffling loader?); compare a.sorted() and b.sorted()"
+            )
         shared = len(set(self.ids.tolist()) & set(other.ids.tolist()))
-        raise ValueError(f"{len(self.ids)} and {len(other.ids)} examples, of which {shared} are the same; extract both from one probe set")
+        raise ValueError(
+            f"{len(self.ids)} and {len(other.ids)} examples, of which {shared} are the same: use one set"
+        )
 
 # %% ../nbs/09_representations.ipynb #0083297e
 def _batches(data: Any, batch_size: int) -> Iterator[Tensor]:
@@ -565,10 +612,12 @@ def _batches(data: Any, batch_size: int) -> Iterator[Tensor]:
     for batch in data:
         batch = batch[0] if isinstance(batch, (tuple, list)) else getattr(batch, "x", batch)
         if not isinstance(batch, Tensor):
-            raise TypeError(f"the loader gave {type(batch).__name__}; expected tensors, or tuples that start with one")
+            raise TypeError(
+                f"the loader gave {type(batch).__name__}; expected tensors, or tuples that start with one"
+            )
         yield batch
 
-
+# %% ../nbs/09_representations.ipynb #22f3977d
 def _wanted(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, nn.Module]:
     "Modules by name: those that a pattern matches, or all without children."
     named = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
@@ -624,7 +673,8 @@ def _recording(model: nn.Module, layers: str | Sequence[str] | None, pool: str |
 
 def _numbered(calls: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
     "Entries of one forward by layer, with #1, #2 ... where a layer ran several times."
-    counts, out = {name: [n for n, _ in calls].count(name) for name, _ in calls}, {}
+    counts = {name: [n for n, _ in calls].count(name) for name, _ in calls}
+    out = {}
     seen = dict.fromkeys(counts, 0)
     for name, value in calls:
         seen[name] += 1
@@ -635,9 +685,14 @@ def _numbered(calls: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
 def extract_features(
     model: nn.Module,  # Any module; left as it was found
     data: Any,  # Examples (n ...), `Images`, a pair (x, y), or a loader of tensors or tuples
-    layers: str | Sequence[str] | None = None,  # Names or patterns such as "blocks.*"; None: all modules without children
+    layers: str
+    | Sequence[str]
+    | None = None,  # Names or patterns such as "blocks.*"; None: all modules without children
     *,
-    pool: str | Callable[[Tensor], Tensor] = "mean",  # "mean" over pixels or tokens, "flatten", or a function of (B ...)
+    pool: str
+    | Callable[
+        [Tensor], Tensor
+    ] = "mean",  # "mean" over pixels or tokens, "flatten", or a function of (B ...)
     ids: Any = None,  # Whole numbers that name the examples (n,); None: a hash of their content
     batch_size: int = 256,  # Examples a forward pass, where `data` is no loader
     max_bytes: int = 2**31,  # Refuse more than this many bytes of features
@@ -649,13 +704,16 @@ def extract_features(
         raise TypeError("a scripted module takes no hooks; extract from the eager module it was made of")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     parts: dict[str, list[Tensor]] = {}
-    keys, size = [], 0
+    keys = []
+    size = 0
     with _recording(model, layers, pool) as calls:
         for x in _batches(data, batch_size):
             keys.append(x.detach().flatten(1).cpu().numpy())
             size += _take_batch(model, x.to(device), calls, parts, pool)
             if size > max_bytes:
-                raise MemoryError(f"more than {max_bytes / 1e9:.1f} GB of features; name fewer layers, or pool='mean'")
+                raise MemoryError(
+                    f"more than {max_bytes / 1e9:.1f} GB of features; name fewer layers, or pool='mean'"
+                )
     return _features(parts, keys, ids)
 
 # %% ../nbs/09_representations.ipynb #d606984b
@@ -664,18 +722,18 @@ def _take_batch(model: nn.Module, x: Tensor, calls: list, parts: dict, pool: str
     calls.clear()
     out = model(x.clone())
     found = _numbered(calls)
-    for key in ("logits", 0):
-        with contextlib.suppress(AttributeError, TypeError, KeyError, IndexError):
-            out = out if isinstance(out, Tensor) else getattr(out, "logits") if key == "logits" else out[key]
-    if isinstance(out, Tensor) and out.is_floating_point():
-        found["output"] = _pooled(pool, out.detach()[:, None] if out.ndim == 1 else out.detach()).float().cpu()
+    with contextlib.suppress(TypeError):
+        scores = unwrap_output(out).detach()
+        found["output"] = _pooled(pool, scores if scores.ndim > 1 else scores[:, None]).float().cpu()
     for name, value in found.items():
         if len(value) != len(x):
-            raise LayerError(f"{name} returned {len(value)} rows for {len(x)} examples; it folds an axis into the batch")
+            raise LayerError(
+                f"{name} returned {len(value)} rows for {len(x)} examples; it folds an axis into the batch"
+            )
         parts.setdefault(name, []).append(value)
     return sum(v.numel() * 4 for v in found.values())
 
-
+# %% ../nbs/09_representations.ipynb #ed6da552
 def _features(parts: dict[str, list[Tensor]], inputs: list[np.ndarray], ids: Any) -> Features:
     "Join the batches."
     if not inputs:
@@ -714,10 +772,16 @@ class SimilarityMonitor:
         every: int = 50,  # Steps between checks
         budget: float = 0.01,  # Largest share of the time since the first check, 0 ... 1
     ):
-        self.probe, self.layers, self.reference = probe, layers, reference
-        self.measure, self.every, self.budget = measure, every, budget
+        self.probe = probe
+        self.layers = layers
+        self.reference = reference
+        self.measure = measure
+        self.every = every
+        self.budget = budget
         self.rows: list[dict[str, float]] = []
-        self.skipped, self.seconds, self._start = 0, 0.0, None
+        self.skipped = 0
+        self.seconds = 0.0
+        self._start = None
 
     def __call__(
         self,
