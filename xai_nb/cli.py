@@ -1303,7 +1303,8 @@ def parser() -> argparse.ArgumentParser:  # Of all sub-commands
             commands.add_parser("report", help="how smooth an explanation may be: the page to decide on")
         )
     if importlib.util.find_spec("xai_nb.hypergrad"):
-        _add_hypergrad(commands.add_parser("hypergrad", help="a demonstration on a changing network"))
+        said = "a demonstration on a changing network"  # its flags start with -, so they are no flags here
+        _add_hypergrad(commands.add_parser("hypergrad", help=said, prefix_chars="+", add_help=False))
     commands.add_parser("list", help="name the pages").set_defaults(call=lambda args: list_pages())
     _add_run(commands.add_parser("run", help="execute pages and write them, with an HTML page of each"))
     read = commands.add_parser("readme")

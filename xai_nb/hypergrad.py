@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SOLVERS', 'Rate', 'StepError', 'Survey', 'Hypergradient', 'hypergrad', 'Trained', 'gradient_push', 'Bound',
-           'error_bound', 'demo']
+           'error_bound', 'run_demo', 'demo']
 
-# %% ../nbs/70_hypergrad.ipynb #db6f29ac
-import math, os, warnings
+# %% ../nbs/70_hypergrad.ipynb #0224900d
+import argparse, math, os, warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -103,7 +103,7 @@ class _Plan(NamedTuple):
     tolerance: float
     history: bool
 
-# %% ../nbs/70_hypergrad.ipynb #64c5e40b
+# %% ../nbs/70_hypergrad.ipynb #5db94146
 def _survey(node: Any, local: Local, rounds: int) -> Generator:
     "One average of x and gradient, with the largest curvature and a bit for everybody heard from."
     low, high = _curvature(local)
@@ -140,7 +140,7 @@ def _check_heard(clients: Sequence[int], heard: Tensor) -> None:
             "so finite averaging can diverge; pass damping= at least as large, or survey=0 and a small step"
         )
 
-# %% ../nbs/70_hypergrad.ipynb #5bd70bed
+# %% ../nbs/70_hypergrad.ipynb #a4d0f9ef
 class _Outcome(NamedTuple):
     "What one node's program returns; stacked nodes have a leading axis."
 
@@ -255,7 +255,7 @@ def _hessian_average(node: Any, local: Local, plan: _Plan, step: float) -> Gener
 
 SOLVERS = {"neumann": _neumann, "push_diging": _push_diging, "hessian_average": _hessian_average}
 
-# %% ../nbs/70_hypergrad.ipynb #d8772deb
+# %% ../nbs/70_hypergrad.ipynb #397a0663
 def _program(
     problem: Problem, x: Mapping[int, Tensor], plan: _Plan, n: int, damping: float, node: Any
 ) -> Generator:
@@ -323,7 +323,7 @@ class Hypergradient:
         "Bytes that a client sent."
         return sum(traffic.bytes for traffic in self.traffic.values()) / len(self.traffic)
 
-# %% ../nbs/70_hypergrad.ipynb #248930cd
+# %% ../nbs/70_hypergrad.ipynb #07adab4e
 def hypergrad(
     problem: Problem,  # Two losses, settings, data; on a real network only those of this process are needed
     x: Any,  # The trained x: (D,) for all, one row a client (N D), or {client: (D,)}
@@ -360,7 +360,7 @@ def hypergrad(
     _warn(result, network)
     return result
 
-# %% ../nbs/70_hypergrad.ipynb #cf65acc2
+# %% ../nbs/70_hypergrad.ipynb #b30b13bd
 def _plan(
     solver, steps, rounds, first, step, tol, shared, survey, tolerance, history, network, start
 ) -> _Plan:
@@ -391,7 +391,7 @@ def _plan(
     survey = max(first or 0, 2 * needed, 20) if survey is None else survey
     return _Plan(solver, tuple(each), step, tol, shared, survey, tolerance, history)
 
-# %% ../nbs/70_hypergrad.ipynb #9f7b849b
+# %% ../nbs/70_hypergrad.ipynb #5b4a8133
 def _points(x: Any, network: Any) -> dict[int, Tensor]:
     "The trained x of every client of this process."
     if not isinstance(x, (Mapping, Tensor)):
@@ -423,7 +423,7 @@ def _dtype(points: Mapping[int, Tensor]) -> torch.dtype:
         raise ValueError(f"the clients' x differ in size or dtype: {sorted(map(str, kinds))}")
     return kinds.pop()
 
-# %% ../nbs/70_hypergrad.ipynb #34bc3f27
+# %% ../nbs/70_hypergrad.ipynb #2ef057f2
 def _check_problem(problem: Problem, points: Mapping[int, Tensor], network: Any) -> None:
     "As many clients as the network has; who owns nothing is named."
     _dtype(points)
@@ -441,7 +441,7 @@ def _check_problem(problem: Problem, points: Mapping[int, Tensor], network: Any)
     if empty:
         warnings.warn(f"client {', '.join(map(str, empty))} has no data and contributes zero", stacklevel=3)
 
-# %% ../nbs/70_hypergrad.ipynb #1561e92c
+# %% ../nbs/70_hypergrad.ipynb #f5ffbb39
 def _facts(node: Any, outcome: _Outcome) -> dict[int, dict]:
     "What each client tells the others at the end: weights and traffic."
     weights, traffic = [weight.reshape(-1).tolist() for weight in node.weights], node.traffic
@@ -472,7 +472,7 @@ def _result(run: Any, plan: _Plan, exact: dict[int, Tensor] | None) -> Hypergrad
         grads, torch.stack(residuals), kept, first.step, first.survey, weights, traffic, error
     )
 
-# %% ../nbs/70_hypergrad.ipynb #b0fe0bc2
+# %% ../nbs/70_hypergrad.ipynb #b044bafe
 def _oracle(
     problem: Problem, points: Mapping[int, Tensor], damping: float, shared: bool
 ) -> dict[int, Tensor]:
@@ -502,7 +502,7 @@ def _warn(result: Hypergradient, network: Any) -> None:
             f"client {', '.join(map(str, odd))} starves or is flooded: its weight is far from 1", stacklevel=3
         )
 
-# %% ../nbs/70_hypergrad.ipynb #86e59332
+# %% ../nbs/70_hypergrad.ipynb #9cd94c58
 @dataclass(frozen=True)
 class Trained:
     "The x that the clients of this process have after training."
@@ -520,7 +520,7 @@ class Trained:
 
 Rate = float | Callable[[int], float]
 
-# %% ../nbs/70_hypergrad.ipynb #12d42edc
+# %% ../nbs/70_hypergrad.ipynb #cc00fc73
 def _sgp(
     problem: Problem, x0: Tensor, steps: int, lr: Rate, form: str, batch: Callable | None, node: Any
 ) -> Generator:
@@ -560,7 +560,7 @@ def _inner_gradient(
         )
     return loss.detach(), g
 
-# %% ../nbs/70_hypergrad.ipynb #56652c51
+# %% ../nbs/70_hypergrad.ipynb #eb2df956
 def gradient_push(
     problem: Problem,  # Its inner losses; the settings stay as they are
     x0: Tensor,  # Where all clients start, (D,)
@@ -632,7 +632,7 @@ def error_bound(
         a = a - step * hessians.mean(0) @ a
     return Bound(torch.tensor(errors), _gradient_bound(clients, hessians.mean(0), b.mean(0), errors, step))
 
-# %% ../nbs/70_hypergrad.ipynb #cb49d65c
+# %% ../nbs/70_hypergrad.ipynb #a45e6003
 def _shares_off(network: Any, rounds: Sequence[int], start: int) -> list[float]:
     "For each average, the largest sum of distances of a client's shares from 1 / N."
     off = []
@@ -658,8 +658,8 @@ def _gradient_bound(
         slopes.append(torch.linalg.matrix_norm(torch.stack(columns), 2))
     return torch.stack(slopes)[:, None] * total
 
-# %% ../nbs/70_hypergrad.ipynb #76ec6236
-def demo(
+# %% ../nbs/70_hypergrad.ipynb #abce7b3e
+def run_demo(
     clients: int = 8,  # Number of clients; under torchrun the number of processes counts
     dimension: int = 20,  # Length of x
     drop: float = 0.0,  # Share of lost messages, 0 ... below 1
@@ -688,3 +688,23 @@ def _report(found: Hypergradient, first: bool) -> None:
     if first:
         error = "" if found.error is None else f"; relative error {found.error:.0e}"
         print(f"{found.bytes / 1000:.0f} kB sent by a client{error}", flush=True)
+
+# %% ../nbs/70_hypergrad.ipynb #1a72a831
+def demo(
+    arguments: Sequence[str] = (),  # As on the command line: --clients 8 --dimension 20 --drop 0.1 --seed 0
+) -> int:  # Exit status 0; argparse ends the program on a wrong argument
+    "The command `xai_nb hypergrad --demo`."
+    line = argparse.ArgumentParser("xai_nb hypergrad", description="Hypergradients over a changing network.")
+    line.add_argument(
+        "--demo", action="store_true", help="ridge regression on random links; the only thing there is"
+    )
+    line.add_argument(
+        "--clients", type=int, default=8, help="number of clients; under torchrun the processes"
+    )
+    line.add_argument("--dimension", type=int, default=20, help="length of the trained vector")
+    line.add_argument("--drop", type=float, default=0.0, help="share of lost messages, below 1")
+    line.add_argument("--seed", type=int, default=0, help="which data and which network")
+    given = vars(line.parse_args(list(arguments)))
+    given.pop("demo")
+    run_demo(**given)
+    return 0
