@@ -21,12 +21,12 @@ from .core import NonFiniteError
 # %% ../nbs/09_implicit.ipynb #cfc8d840
 @dataclass(frozen=True)
 class Problem:
-    "What the clients want: each has an inner loss that trains x, an outer loss that judges it, and a setting of its own."
+    "What the clients want: an inner loss trains x, an outer loss judges it, each has a setting of its own."
 
     inner: Callable[[Tensor, Tensor, Any], Tensor]  # (x (D,), setting, data) -> scalar; twice differentiable
     outer: Callable[[Tensor, Tensor, Any], Tensor]  # (x (D,), setting, data) -> scalar
     lam: Any  # The settings: one tensor a client, as a list or {client: tensor}
-    data: Any  # What each client owns, of any kind, as a list or {client: data}; None or no rows: contributes zero
+    data: Any  # What each client owns, as a list or {client: data}; None or no rows: contributes zero
 
 # %% ../nbs/09_implicit.ipynb #1ce2a612
 def is_empty(
@@ -92,7 +92,7 @@ def settings_of(
     lam = torch.stack(lams) if stacked else lams[0]
     return lam.detach().clone().to(like.device).requires_grad_()
 
-# %% ../nbs/09_implicit.ipynb #4b291e5d
+# %% ../nbs/09_implicit.ipynb #435de811
 class Local:
     "What one client, or a stack of clients, computes from its own data at a fixed x."
 
@@ -107,7 +107,10 @@ class Local:
     ):
         data = [problem.data[i] for i in clients]
         make = (lambda loss: stacked_loss(loss, data)) if stacked else (lambda loss: loss_of(loss, data[0]))
-        self.clients, self.n, self.damping, self.stacked = tuple(clients), n, damping, stacked
+        self.clients = tuple(clients)
+        self.n = n
+        self.damping = damping
+        self.stacked = stacked
         self.x = x.detach().clone().requires_grad_()
         self.lam = settings_of(problem, clients, stacked, x)
         with torch.inference_mode(False), torch.enable_grad():
@@ -123,7 +126,8 @@ class Local:
         self.gradient = self.slope.detach()
         value = _scalar("outer", outer(self.x, self.lam), self.clients)
         b, c = torch.autograd.grad(value, (self.x, self.lam), materialize_grads=True, allow_unused=True)
-        self.b, self.c = b / self.n, c / self.n
+        self.b = b / self.n
+        self.c = c / self.n
 
     def products(
         self,
@@ -160,7 +164,7 @@ class Local:
                 bz is None or not _depends(problem, self.x[k], self.lam[k], data[k])
             ):
                 raise ValueError(
-                    f"client {self.clients[k]}: the inner loss does not depend on its setting lam, or only apart "
+                    f"client {self.clients[k]}: the inner loss does not depend on its setting, or only apart "
                     "from x, so the setting cannot change x; use lam in inner(x, lam, data)"
                 )
 
@@ -210,15 +214,17 @@ def dense_hessian(
     hessian = torch.stack(columns, -1)
     return (hessian + hessian.mT) / 2
 
-# %% ../nbs/09_implicit.ipynb #8819f4d4
+# %% ../nbs/09_implicit.ipynb #62bfa4db
 class IndefiniteError(ValueError):
     "A Hessian has negative curvature: the inner optimum is none, or not stable."
 
 
 def _conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, tol: float, limit: int) -> Tensor:
     "Solve product(p) = b for a positive definite product."
-    p, r = torch.zeros_like(b), b.clone()
-    direction, size = r.clone(), r @ r
+    p = torch.zeros_like(b)
+    r = b.clone()
+    direction = r.clone()
+    size = r @ r
     goal = tol**2 * float(size)
     for _ in range(limit):
         if float(size) <= goal:
@@ -235,7 +241,7 @@ def _conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, tol: flo
         direction = r + size / before * direction
     return p
 
-
+# %% ../nbs/09_implicit.ipynb #1cd4b164
 def _mean_product(clients: Mapping[int, Local]) -> Callable[[Tensor], Tensor]:
     "The product with the mean Hessian."
     return lambda z: sum(client.products(z)[0] for client in clients.values()) / len(clients)
@@ -278,16 +284,17 @@ def relative_error(
     flat = lambda side: torch.cat([side[i].reshape(-1) for i in sorted(reference)])
     return float((flat(grads) - flat(reference)).norm() / flat(reference).norm())
 
-# %% ../nbs/09_implicit.ipynb #342f3cb1
+# %% ../nbs/09_implicit.ipynb #55188f78
 def minimise(
     problem: Problem,  # Its inner losses
     x0: Tensor,  # Where to start, (D,)
     *,
-    tol: float = 1e-12,  # On the mean gradient, relative to the mean of the clients' gradient norms at the start
+    tol: float = 1e-12,  # On the mean gradient, relative to the clients' mean gradient norm at the start
     steps: int = 50,  # Most Newton steps
 ) -> Tensor:  # (D,), the minimum of the mean inner loss; RuntimeError if it is not reached
     "The exact inner solution with all data on one machine, by Newton's method."
-    x, scale = x0.detach().clone(), None
+    x = x0.detach().clone()
+    scale = None
     for _ in range(steps):
         clients = clients_of(problem, x)
         g = sum(client.gradient for client in clients.values()) / len(clients)
@@ -331,14 +338,15 @@ def flatten_model(
     x0 = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).clone()
     return x0, FlatModel(model)
 
-# %% ../nbs/09_implicit.ipynb #72be3227
+# %% ../nbs/09_implicit.ipynb #103d0315
 def ridge_inner(
     x: Tensor,  # (D,)
     lam: Tensor,  # Logarithm of the client's ridge strength, scalar
     data: tuple[Tensor, ...],  # Training features (B D) and answers (B,), validation features and answers
 ) -> Tensor:  # Half the mean squared error plus half exp(lam) times the squared length of x
     "Ridge regression: the inner loss of the example."
-    a, y = data[0], data[1]
+    a = data[0]
+    y = data[1]
     return 0.5 * (a @ x - y).square().mean() + 0.5 * lam.exp() * (x @ x)
 
 
@@ -350,7 +358,7 @@ def ridge_outer(
     "The outer loss of the example."
     return 0.5 * (data[2] @ x - data[3]).square().mean()
 
-# %% ../nbs/09_implicit.ipynb #91137fa2
+
 def ridge(
     clients: int = 8,  # N
     dimension: int = 20,  # D
@@ -361,10 +369,13 @@ def ridge(
     "Clients with related but different regressions, features of unequal scale, and one ridge strength each."
     g = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
-    common, data = normal(dimension), []
+    common = normal(dimension)
+    data = []
     for _ in range(clients):
-        truth, scales = common + shift * normal(dimension), (0.5 * normal(dimension)).exp()
-        a, b = normal(rows, dimension) * scales, normal(rows, dimension) * scales
+        truth = common + shift * normal(dimension)
+        scales = (0.5 * normal(dimension)).exp()
+        a = normal(rows, dimension) * scales
+        b = normal(rows, dimension) * scales
         data.append((a, a @ truth + normal(rows), b, b @ truth + normal(rows)))
     lam = [torch.tensor(-1.0 - 0.1 * i, dtype=torch.float64) for i in range(clients)]
     return Problem(ridge_inner, ridge_outer, lam, data)
