@@ -32,15 +32,16 @@ TOPICS = [page for page in PAGES if re.match(r"[1-8]\d_", page.name)]
 MODULES = sorted(path.stem for path in LIB.glob("*.py") if path.name[0] != "_")
 HEADS = ["What it claims", "Smallest example by hand", "The method", "It obeys its laws", "The figure you came for",
          "Against the alternatives", "Where it fails", "At paper scale"]
-BUILDS_ON = {"bilevel": {"hypergrad"}, "gradient_index": {"similarity"}}  # the topics that stand on another
+BUILDS_ON = {"bilevel": {"hypergrad"}, "decision": {"spectral"}, "gradient_index": {"similarity"}}  # the topics that stand on another
 
 # --- what a page or module may differ in; everything here is named, and meant to shrink ---
 
 MAIN = {  # What a topic page is about: its first live call stands by cell 15. Several names: any of them
     "10_spectral": ["trade_off"],
+    "11_decision": ["decision_page"],
     "20_rlrp": ["rlrp"],
     "30_moram": ["regression_cam"],
-    "40_akp": ["akp"],
+    "40_akp": ["family_report", "train_family"],
     "50_similarity": ["gradient_cosine"],
     "51_gradient_index": ["GradientIndex"],
     "60_trees": ["StableTreeClassifier"],

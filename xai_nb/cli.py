@@ -10,7 +10,7 @@ __all__ = ['EQUATION', 'FRAME', 'COMMITTED', 'INDEX', 'BAR', 'LRP', 'MODEL_HELP'
            'save_index', 'run_pages', 'processors', 'check_folder', 'make_folder', 'new_folder', 'find_device',
            'mistakes', 'Method', 'methods', 'compute_map', 'Network', 'load_network', 'Explained', 'Answer',
            'read_answer', 'explain_picture', 'read_upright', 'explain', 'about_explained', 'describe', 'check_pictures',
-           'name_files', 'report', 'run_hypergrad', 'readme', 'write_readme', 'parser', 'main']
+           'name_files', 'write_report', 'run_hypergrad', 'readme', 'write_readme', 'parser', 'call_command', 'main']
 
 # %% ../nbs/06_cli.ipynb #63d51f51
 import argparse
@@ -307,7 +307,12 @@ def _reader_cell(cell: Any, flags: set[str]) -> Any:
         return type(cell)(cell | {"source": set_equations(cell.source), "metadata": {}})
     fold = re.search(r"^#\|\s*code-fold:\s*(\w+)", cell.source, re.M)
     is_open = fold[1] in ("show", "false") if fold else "exports" in flags
-    title = "Source" if flags & {"export", "exports"} else "Code"
+    names = re.findall(r"^(?:def|class) (\w+)", cell.source, re.M)
+    title = (
+        "Source: " + (", ".join(names) or "imports and constants")
+        if flags & {"export", "exports"}
+        else "Code"
+    )
     source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip("\n")
     metadata = {} if is_open else {"fold": title}
     return type(cell)(cell | {"source": source, "metadata": type(cell)(metadata)})
@@ -345,7 +350,7 @@ FRAME = """{%- extends 'lab/index.html.j2' -%}
 math { overflow-x: auto; max-width: 100%; }
 </style>{%- endblock -%}
 {%- block body_header -%}{{ super() }}
-<p class="back"><a href="index.html">All pages of this folder</a></p>{%- endblock -%}
+<p class="back"><a href="index.html">&larr; All pages of this folder</a></p>{%- endblock -%}
 {%- block input_group -%}
 {%- if cell.metadata.fold -%}<details><summary>{{ cell.metadata.fold }}</summary>{{ super() }}</details>
 {%- else -%}{{ super() }}{%- endif -%}{%- endblock -%}
@@ -502,7 +507,8 @@ def table(
 INDEX = """<!doctype html><html lang="en"><meta charset="utf-8"><title>xai_nb runs</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>body {{ font: 16px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; }}
-td, th {{ text-align: left; padding: .4em .8em; vertical-align: top; border-bottom: 1px solid #ddd; }}
+td, th {{ text-align: left; padding: .4em .8em; vertical-align: top; }}
+td, th {{ overflow-wrap: anywhere; border-bottom: 1px solid #ddd; }}
 .error {{ color: #b00020; }} small {{ color: #555; }}</style><h1>Pages of xai_nb, as run here</h1>
 <table><tr><th>page<th>claim<th>headline figure<th>run</tr>
 {rows}
@@ -1211,7 +1217,7 @@ def _plain(model: str) -> str:
     return re.sub(r"[^\w.-]+", "_", model)
 
 # %% ../nbs/06_cli.ipynb #f8dc5d76
-def report(
+def write_report(
     args: argparse.Namespace,  # What the parser found
 ) -> int:  # Exit status 0; raises CliError
     "The command `report`."
@@ -1303,8 +1309,8 @@ def parser() -> argparse.ArgumentParser:  # Of all sub-commands
             commands.add_parser("report", help="how smooth an explanation may be: the page to decide on")
         )
     if importlib.util.find_spec("xai_nb.hypergrad"):
-        said = "a demonstration on a changing network"  # its flags start with -, so they are no flags here
-        _add_hypergrad(commands.add_parser("hypergrad", help=said, prefix_chars="+", add_help=False))
+        about = "a demonstration on a changing network: xai_nb hypergrad --demo"
+        _add_hypergrad(commands.add_parser("hypergrad", help=about, add_help=False))
     commands.add_parser("list", help="name the pages").set_defaults(call=lambda args: list_pages())
     _add_run(commands.add_parser("run", help="execute pages and write them, with an HTML page of each"))
     read = commands.add_parser("readme")
@@ -1371,7 +1377,7 @@ def _add_model(command: argparse.ArgumentParser, out: Path) -> None:
 # %% ../nbs/06_cli.ipynb #f144ee3f
 def _add_report(command: argparse.ArgumentParser) -> None:
     "Arguments of `report`."
-    command.set_defaults(call=report)
+    command.set_defaults(call=write_report)
     _add_model(command, Path("runs/report.html"))
     add = command.add_argument
     add(
@@ -1386,10 +1392,7 @@ def _add_report(command: argparse.ArgumentParser) -> None:
 
 def _add_hypergrad(command: argparse.ArgumentParser) -> None:
     "Arguments of `hypergrad`."
-    command.set_defaults(call=run_hypergrad)
-    command.add_argument(
-        "rest", nargs=argparse.REMAINDER, metavar="--demo ...", help="see `xai_nb hypergrad --demo --help`"
-    )
+    command.set_defaults(call=run_hypergrad, rest=[])
 
 # %% ../nbs/06_cli.ipynb #d1d95410
 def _add_preparation(command: argparse.ArgumentParser) -> None:
@@ -1411,13 +1414,24 @@ WEIGHTS_HELP = (
 )
 
 # %% ../nbs/06_cli.ipynb #0f733f9d
+def call_command(
+    argv: Sequence[str] | None,  # Arguments, None: those of the process
+) -> int:  # Exit status
+    "Read the arguments and do what they say; `hypergrad` reads its own."
+    args, rest = parser().parse_known_args(argv)
+    if rest and not hasattr(args, "rest"):
+        raise CliError(f"unrecognized arguments: {' '.join(rest)}; see xai_nb {args.command} --help")
+    if rest:
+        args.rest = rest
+    return args.call(args)
+
+
 def main(
     argv: Sequence[str] | None = None,  # Arguments, None: those of the process
 ) -> int:  # Exit status: 0; 1 if a page failed; 2 for a mistake in the arguments; 130 after Ctrl-C
     "The command `xai_nb`."
     try:
-        args = parser().parse_args(argv)
-        return args.call(args)
+        return call_command(argv)
     except CliError as e:
         print(f"xai_nb: {e}", file=sys.stderr)
         return 2
