@@ -89,7 +89,10 @@ def _curvature(local: Local, steps: int = 20) -> tuple[Tensor, Tensor]:
         alphas.append(torch.where(live, alpha, alphas[0] if alphas else alpha))
         beta = w.norm(dim=-1, keepdim=True)
         beta = torch.where(beta > 1e-10 * alphas[0].abs(), beta, torch.zeros_like(beta))
-        before, v = v, torch.where(beta > 0, w / beta.clamp_min(1e-300), torch.zeros_like(w))
+        before, v = (
+            v,
+            torch.where(beta > 0, w / beta.clamp_min(torch.finfo(w.dtype).tiny), torch.zeros_like(w)),
+        )
         betas.append(beta)
     return _ritz(torch.cat(alphas, -1), torch.cat(betas, -1))
 
@@ -142,13 +145,14 @@ def _survey(node: Any, local: Local, rounds: int) -> Generator:
     heard = best[..., 2:].reshape(len(local.clients), -1)
     _check_heard(local.clients, heard)
     d = x.shape[-1]
+    tiny = torch.finfo(x.dtype).tiny
     center = mean[..., :d]
     slope = mean[..., d : 2 * d]
     square = mean[..., -1]
-    spread = (x - center).norm(dim=-1) / center.norm(dim=-1).clamp_min(1e-300)
+    spread = (x - center).norm(dim=-1) / center.norm(dim=-1).clamp_min(tiny)
     largest = float(best[..., 0].max())
     scale = square.clamp_min(0).sqrt() + largest * center.norm(dim=-1)
-    still = slope.norm(dim=-1) / scale.clamp_min(1e-300)
+    still = slope.norm(dim=-1) / scale.clamp_min(tiny)
     return Survey(largest, -float(best[..., 1].max()), float(spread.max()), float(still.max()))
 
 # %% ../nbs/70_hypergrad.ipynb #b5c9a171
@@ -530,13 +534,15 @@ def _oracle(
 def _warn(result: Hypergradient, network: Any) -> None:
     "Say what makes the answer doubtful: lost mass, starving or flooded clients."
     lost = 1 - float(result.mass.min())
-    if lost > 1e-6 and not network.faults.delay or lost > 1e-6 and network.drain >= network.faults.delay:
+    single = next(iter(result.grads.values())).dtype != torch.float64
+    late = network.faults.delay > network.drain
+    if lost > (1e-4 if single else 1e-9) and not late:
         warnings.warn(
             f"mass lost: {100 * lost:.2g} % in the worst average, a bias; use scheme='ack', "
             f"or drain={max(network.faults.delay, 1)} or more with running sums",
             stacklevel=3,
         )
-    elif lost > 1e-6:
+    elif lost > 1e-4:
         warnings.warn(
             f"{100 * lost:.2g} % of the mass was still on its way; use drain={network.faults.delay}",
             stacklevel=3,
@@ -643,9 +649,12 @@ def _trained(problem: Problem, run: Any, network: Any) -> Trained:
     if len(network.clients) < network.n:
         return Trained(x, losses, None, None, traffic)
     mean = x.mean(0)
-    consensus = float((x - mean).norm(dim=1).max() / mean.norm().clamp_min(1e-300))
+    consensus = float((x - mean).norm(dim=1).max() / mean.norm().clamp_min(torch.finfo(mean.dtype).tiny))
     slopes = torch.stack([_inner_gradient(problem, mean, (i,), 0, None, False)[1] for i in range(network.n)])
-    still = float(slopes.mean(0).norm() / slopes.norm(dim=1).square().mean().sqrt().clamp_min(1e-300))
+    still = float(
+        slopes.mean(0).norm()
+        / slopes.norm(dim=1).square().mean().sqrt().clamp_min(torch.finfo(mean.dtype).tiny)
+    )
     return Trained(x, losses, consensus, still, traffic)
 
 # %% ../nbs/70_hypergrad.ipynb #deee80de
