@@ -55,7 +55,7 @@ from xai_nb.implicit import (
     ridge_inner,
     ridge_outer,
     settings_of,
-    stacked_loss,
+    stacked_losses,
 )
 
 
@@ -111,7 +111,7 @@ class StepError(ValueError):
 
 
 class Survey(NamedTuple):
-    "What the clients find out together before they start; the same on all of them."
+    "What the clients find out before they start: everybody's curvature, and how good x is seen from here."
 
     largest: float  # Largest eigenvalue of any client's Hessian
     smallest: float  # Smallest one
@@ -601,11 +601,12 @@ def _inner_gradient(
 ):
     "Loss and gradient of the inner loss at z, on the whole data or on a batch."
     data = [problem.data[i] if batch is None else batch(i, k) for i in clients]
-    total = stacked_loss(problem.inner, data) if stacked else loss_of(problem.inner, data[0])
-    z, lam = z.detach().requires_grad_(), settings_of(problem, clients, stacked, z)
+    total = stacked_losses(problem.inner, data) if stacked else loss_of(problem.inner, data[0])
+    z = z.detach().requires_grad_()
+    lam = settings_of(problem, clients, stacked, z)
     with torch.inference_mode(False), torch.enable_grad():
         loss = total(z, lam)
-        (g,) = torch.autograd.grad(loss, z)
+        (g,) = torch.autograd.grad(loss.sum(), z)
     bad = ~torch.isfinite(g).reshape(len(clients), -1).all(1)
     if bool(bad.any()):
         who = ", ".join(str(clients[i]) for i in bad.nonzero()[:, 0].tolist())
@@ -644,7 +645,7 @@ def gradient_push(
 def _trained(problem: Problem, run: Any, network: Any) -> Trained:
     "Gather; with all clients here, also how far they are from each other and from a minimum."
     x = torch.cat([answer[0].reshape(len(node.clients), -1) for node, answer in zip(run.nodes, run.answers)])
-    losses = torch.stack([torch.stack(losses) for _, losses in run.answers], 1)
+    losses = torch.cat([torch.stack(one).reshape(len(one), -1) for _, one in run.answers], 1)
     traffic = {i: Traffic(**run.facts[i]["traffic"]) for i in sorted(run.facts)}
     if len(network.clients) < network.n:
         return Trained(x, losses, None, None, traffic)
@@ -746,7 +747,8 @@ def run_demo(
 def _report(found: Hypergradient, first: bool) -> None:
     "Print what the clients of this process found, and once what it cost."
     for i, gradient in found.grads.items():
-        print(f"client {i}: d (mean error) / d (log ridge strength) = {float(gradient):+.4f}", flush=True)
+        line = f"client {i}: d (mean error) / d (log ridge strength) = {float(gradient):+.4f}\n"
+        print(line, end="", flush=True)  # in one piece: several processes write at once
     if first:
         error = "" if found.error is None else f"; relative error {found.error:.0e}"
         print(f"{found.bytes / 1000:.0f} kB sent by a client{error}", flush=True)
