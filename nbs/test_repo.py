@@ -53,6 +53,10 @@ MAIN = {  # What a topic page is about: its first live call stands by cell 15. S
 }
 
 LONG_CELLS = {  # Exported definitions that cannot be cut into cells of 25 lines
+    "09_implicit": {"Local"},
+    "09_networks": {"Schedule", "Node", "InProcessNetwork", "_Stack", "MatrixNetwork", "_Reports", "_Wire",
+                    "TorchDistributedNetwork"},
+    "70_hypergrad": {"_Trace"},
     "07_per_example": {"Outer", "_Window", "Coverage", "BatchGradients", "JoinedExamples", "Gram", "_Sums"},
     "08_lrp": {"_Engine", "_Shares", "Relevance", "_Watch"},
     "09_representations": {"_Sums", "StreamingCKA", "Features", "SimilarityMonitor"},
