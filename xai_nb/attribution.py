@@ -7,12 +7,14 @@ __all__ = ['gradient', 'gradient_x_input', 'smoothgrad', 'integrated_gradients',
            'guided_grad_cam', 'occlusion']
 
 # %% ../nbs/03_attribution.ipynb #ed9fb02c
-import math, warnings
+import itertools, math, warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,51 +23,99 @@ from torch.overrides import TorchFunctionMode
 from xai_nb.core import (
     LayerError,
     Target,
+    call_model,
     capture,
     check_finite,
     check_target,
+    cut_rows,
     eval_mode,
-    in_chunks,
-    resolve_target,
-    unwrap_output,
 )
+from .core import full_precision, in_chunks, resolve_target, uncompiled, unwrap_output
 
 # %% ../nbs/03_attribution.ipynb #7c500e9b
+class _Given(NamedTuple):
+    "What belongs to a batch and is cut with it."
+
+    target: Target
+    extra: Any  # more inputs, as in `call_model`; or the whole dictionary of inputs, with `key`
+    key: str | None  # name of the explained input in that dictionary
+    rows: Tensor  # numbers of the examples
+
+
 @contextmanager
 def _explaining(model: Callable) -> Iterator[None]:
-    "Gradients on, inference mode off, eval mode on; all three as before afterwards."
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        eval_mode(model) if isinstance(model, nn.Module) else nullcontext(),
-    ):
+    "Gradients on, inference mode and autocast off, eval mode on; all as before afterwards."
+    evaluating = eval_mode(model) if isinstance(model, nn.Module) else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), full_precision(), evaluating:
         yield
 
+
+def _output(model: Callable, x: Tensor, given: _Given) -> Any:
+    "What the model returns for some rows."
+    if given.key is None:
+        return call_model(model, x, given.extra)
+    return call_model(model, {k: x if k == given.key else v for k, v in given.extra.items()})
+
+# %% ../nbs/03_attribution.ipynb #359f7533
+def _value(model: Callable, x: Tensor, given: _Given) -> Tensor:
+    "The explained number of some rows, (R,); NonFiniteError if the model gives NaN or infinity."
+    return check_finite("the output", resolve_target(_output(model, x, given), given.target, rows=given.rows))
+
 # %% ../nbs/03_attribution.ipynb #6fc0a5e2
-def _checked(x: Tensor, target: Target, ndim: int | None = None) -> tuple[Tensor, Target]:
-    "Refuse what cannot be explained: no tensor, integers, no batch axis, an empty batch, NaN."
+def _checked(x: Any, target: Target, extra: Any = (), images: bool = False) -> tuple[Tensor, _Given]:
+    "Refuse what cannot be explained, and bind what belongs to the batch; `x` comes back without graph."
+    x, extra, key = _explained_input(x, extra)
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(
-            f"x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; pass a floating-point tensor, for example x.float()"
-        )
-    if x.ndim < 2 or (ndim and x.ndim != ndim):
+        raise TypeError(_no_floats(x))
+    if x.ndim < 2 or (images and x.ndim != 4):
         want = "(B ...) with a batch axis; add the missing axis with x[None]"
-        if ndim == 4:
-            want = "(B C H W); make one image (C H W) a batch with x[None], and sequences (B C L) images of one row with x[:, :, None]"
+        if images:
+            want = "(B C H W); make one image (C H W) a batch with x[None]"
         raise ValueError(f"x has shape {tuple(x.shape)}, expected {want}")
     if not len(x):
         raise ValueError("x holds no examples")
     with torch.inference_mode(False):
-        target = check_target(target, len(x))
-        if isinstance(target, Tensor) and target.is_inference():
-            target = target.clone()
-        return check_finite("x", x.clone() if x.is_inference() else x.detach()), target
+        plain = lambda t: t.clone() if isinstance(t, Tensor) and t.is_inference() else t
+        rows = torch.arange(len(x), device=x.device)
+        given = _Given(plain(check_target(target, len(x))), _each(plain, extra), key, rows)
+        return check_finite("x", plain(x).detach()), given
+
+# %% ../nbs/03_attribution.ipynb #d53267cc
+def _explained_input(x: Any, extra: Any) -> tuple[Any, Any, str | None]:
+    "The explained tensor of a tuple or dictionary of inputs, and the others."
+    if isinstance(x, (tuple, list)) and x:
+        if isinstance(extra, Mapping):
+            raise TypeError("give more inputs in x, or by name in extra, not both")
+        return x[0], (*x[1:], *extra), None
+    if isinstance(x, Mapping):
+        floats = [k for k, v in x.items() if isinstance(v, Tensor) and v.is_floating_point()]
+        if not floats:
+            raise TypeError(
+                f"none of the inputs {', '.join(map(str, x))} is a floating-point tensor to explain"
+            )
+        return x[floats[0]], dict(x), floats[0]
+    return x, extra, None
+
+# %% ../nbs/03_attribution.ipynb #c1eb4524
+def _each(fn: Callable, extra: Any) -> Any:
+    "A function applied to each of the extra inputs."
+    if isinstance(extra, Mapping):
+        return {k: fn(v) for k, v in extra.items()}
+    return tuple(fn(v) for v in (extra if isinstance(extra, (tuple, list)) else (extra,)))
+
+
+def _no_floats(x: Any) -> str:
+    "What to do about an input that cannot be differentiated."
+    if isinstance(x, Tensor) and x.dtype in (torch.int64, torch.int32):
+        advice = "for token ids, explain embeddings: method(lambda e: model(inputs_embeds=e), embedding(ids))"
+        return f"x is {x.dtype}; pass a floating-point tensor, for example x.float(); {advice}"
+    return f"x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; pass a floating-point tensor"
 
 # %% ../nbs/03_attribution.ipynb #28d09f8f
 def _rows(
-    fn: Callable[[Tensor, Target], Tensor], variants: Iterator[Tensor], target: Target, batch_size: int | None
+    fn: Callable, variants: Iterator[Tensor], given: _Given, batch_size: int | None
 ) -> Iterator[Tensor]:
-    "Apply `fn` to every variant of a batch with at most `batch_size` rows in a call."
+    "Apply `fn(rows, given)` to every variant of a batch with at most `batch_size` rows in a call."
     first = next(variants := iter(variants))
     b = len(first)
     size = batch_size or max(b, min(512, 2**21 // max(1, first[0].numel())))
@@ -73,98 +123,102 @@ def _rows(
         raise ValueError(f"batch_size is {batch_size}, expected a positive number or None")
     group = [first, *islice(variants, max(1, size // b) - 1)]
     while group:
-        each = target.repeat(len(group)) if isinstance(target, Tensor) and target.ndim else target
+        each = given if len(group) == 1 else cut_rows(given, torch.arange(b).repeat(len(group)), b)
         yield from in_chunks(fn, torch.cat(group), size, each).split(b)
         group = list(islice(variants, max(1, size // b)))
 
 
-def _fixed(model: Callable, x: Tensor, target: Target, batch_size: int | None) -> Target:
+def _fixed(model: Callable, x: Tensor, given: _Given, batch_size: int | None) -> _Given:
     "Decide the class once, on the clean input, so that it does not change along a path or under noise."
-    if target is not None:
-        return target
+    if given.target is not None:
+        return given
     with torch.no_grad():
-        y = in_chunks(lambda rows: unwrap_output(model(rows.clone())), x, batch_size)
-    return y.argmax(1) if y.ndim == 2 and y.shape[1] > 1 else None
+        y = in_chunks(lambda rows, g: unwrap_output(_output(model, rows.clone(), g)), x, batch_size, given)
+    return given._replace(target=y.argmax(1) if y.ndim == 2 and y.shape[1] > 1 else None)
 
 # %% ../nbs/03_attribution.ipynb #73e4aaca
-def _input_gradient(model: Callable, x: Tensor, target: Target) -> Tensor:
+def _input_gradient(model: Callable, x: Tensor, given: _Given) -> Tensor:
     "One forward and one backward pass; the clone keeps a first in-place layer away from `x`."
     leaf = x.detach().requires_grad_()
-    return _backward(resolve_target(model(leaf.clone()), target), leaf)
+    return _backward(_value(model, leaf.clone(), given), leaf)
 
 
 def _backward(y: Tensor, leaf: Tensor) -> Tensor:
     "The gradient of each number with respect to its own row; zero where a number does not depend on it."
     if not y.requires_grad:
         raise ValueError(
-            "the explained output has no gradient: something on the way to it detaches, rounds or is constant"
+            "the explained output has no gradient: something on the way detaches, rounds or is constant"
         )
     return check_finite("the gradient", torch.autograd.grad(y.sum(), leaf, materialize_grads=True)[0])
 
 # %% ../nbs/03_attribution.ipynb #a1e8352f
 def gradient(
     model: Callable,  # Module or differentiable function, (B ...) -> (B,) or (B K)
-    x: Tensor,  # Input batch, (B C H W) or any (B ...), floating point
+    x: Any,  # (B C H W) or any (B ...) of floats; in a tuple or dict of inputs the first of floats is explained
     target: Target = None,  # What to explain, see `resolve_target`; None: the output, or the predicted class
     *,
     batch_size: int | None = None,  # Examples per pass, None: all at once
-) -> Tensor:  # (B C H W), output units per input unit; NonFiniteError for NaN in `x` or in the result
+    extra: Any = (),  # More inputs of the model: a tuple, or a dict of named ones; cut with the batch
+) -> (
+    Tensor
+):  # (B C H W), output units per input unit; NonFiniteError for NaN in `x`, the output or the result
     "The gradient of the explained output with respect to the input (Simonyan et al. 2014)."
-    x, target = _checked(x, target)
+    x, given = _checked(x, target, extra)
     with _explaining(model):
-        return in_chunks(lambda rows, t: _input_gradient(model, rows, t), x, batch_size, target)
+        return in_chunks(lambda rows, g: _input_gradient(model, rows, g), x, batch_size, given)
 
 # %% ../nbs/03_attribution.ipynb #8886ac8f
 def gradient_x_input(
     model: Callable,  # Module or differentiable function
-    x: Tensor,  # (B C H W) or any (B ...)
+    x: Any,  # (B C H W) or any (B ...), or several inputs, as in `gradient`
     target: Target = None,  # As in `gradient`
     *,
     batch_size: int | None = None,  # Examples per pass
-    return_residual: bool = False,  # True: also the homogeneity gap
-) -> (
-    Tensor | tuple[Tensor, Tensor]
-):  # (B C H W) in output units; with the residual (B,): sum of the map minus the output
+    return_residual: bool = False,  # True: a pair, with the homogeneity gap
+    extra: Any = (),  # More inputs, as in `gradient`
+) -> Any:  # (B C H W) in output units; in a pair also (B,): the sum of the map minus the output
     "Gradient times input; sums to the output where the model is homogeneous."
-    x, target = _checked(x, target)
+    x, given = _checked(x, target, extra)
     with _explaining(model):
-        target = _fixed(model, x, target, batch_size) if return_residual else target
-        maps = x * in_chunks(lambda rows, t: _input_gradient(model, rows, t), x, batch_size, target)
+        given = _fixed(model, x, given, batch_size) if return_residual else given
+        maps = x * in_chunks(lambda rows, g: _input_gradient(model, rows, g), x, batch_size, given)
         if not return_residual:
             return maps
-        return maps, maps.flatten(1).sum(1) - _score(model, x, target, batch_size)
+        return maps, maps.flatten(1).sum(1) - _score(model, x, given, batch_size)
 
-# %% ../nbs/03_attribution.ipynb #4107fac7
-def _score(model: Callable, x: Tensor, target: Target, batch_size: int | None) -> Tensor:
+
+def _score(model: Callable, x: Tensor, given: _Given, batch_size: int | None) -> Tensor:
     "The explained number of every example."
     with torch.no_grad():
-        return in_chunks(lambda rows, t: resolve_target(model(rows.clone()), t), x, batch_size, target)
+        return in_chunks(lambda rows, g: _value(model, rows.clone(), g), x, batch_size, given)
 
 # %% ../nbs/03_attribution.ipynb #b5b9b2b1
-def _noises(
-    x: Tensor,
-    sigma: float | Tensor,
-    draws: int,
-    signs: tuple[int, ...],
-    shared: bool,
-    generator: torch.Generator | None,
-) -> Iterator[Tensor]:
-    "Gaussian noise, drawn in float32 on the generator's device, so that precision and device do not change it."
-    generator = generator or torch.Generator().manual_seed(0)
-    width = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+class _Noise(NamedTuple):
+    "How SmoothGrad draws its noise."
+
+    sigma: float | Tensor  # standard deviation, one or (B,)
+    draws: int  # independent draws
+    signs: tuple[int, ...]  # (1, -1) for pairs
+    shared: bool  # the same noise for all images
+    generator: torch.Generator | None  # None: private, seed 0
+
+
+def _noises(x: Tensor, noise: _Noise) -> Iterator[Tensor]:
+    "Gaussian noise, drawn in float32 on the generator's device: precision and device do not change it."
+    generator = noise.generator or torch.Generator().manual_seed(0)
+    width = torch.as_tensor(noise.sigma, dtype=x.dtype, device=x.device)
     if width.ndim:
         width = width.reshape(-1, *[1] * (x.ndim - 1))
-    for _ in range(draws):
-        eps = torch.randn(
-            (1 if shared else len(x), *x.shape[1:]), generator=generator, device=generator.device
-        )
-        for sign in signs:
+    shape = (1 if noise.shared else len(x), *x.shape[1:])
+    for _ in range(noise.draws):
+        eps = torch.randn(shape, generator=generator, device=generator.device)
+        for sign in noise.signs:
             yield sign * width * eps.to(x)
 
 # %% ../nbs/03_attribution.ipynb #56c58155
 def smoothgrad(
     model: Callable,  # Module or differentiable function
-    x: Tensor,  # (B C H W) or any (B ...)
+    x: Any,  # (B C H W) or any (B ...), or several inputs, as in `gradient`
     target: Target = None,  # As in `gradient`; None is decided once, on the clean input
     *,
     n: int = 32,  # Noisy copies per image = gradient passes
@@ -173,90 +227,99 @@ def smoothgrad(
     shared: bool = True,  # The same noise for all images of the batch
     generator: torch.Generator | None = None,  # Source of the noise; None: private, seed 0
     batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 512 rows or 8 MiB of input
-    return_residual: bool = False,  # True: also the standard error
-) -> (
-    Tensor | tuple[Tensor, Tensor]
-):  # (B C H W), units of the gradient; residual (B,): root mean square standard error of a pixel
+    return_residual: bool = False,  # True: a pair, with the standard error
+    extra: Any = (),  # More inputs, as in `gradient`
+) -> Any:  # (B C H W), units of the gradient; in a pair also (B,): root mean square standard error of a pixel
     "The mean gradient under Gaussian noise, as a running mean in O(batch) memory."
-    x, target = _checked(x, target)
-    draws, signs = (n // 2, (1, -1)) if antithetic else (n, (1,))
-    _check_smoothgrad(x, n, sigma, antithetic, draws, return_residual)
+    x, given = _checked(x, target, extra)
+    _check_smoothgrad(x, n, sigma, antithetic, return_residual)
+    signs = (1, -1) if antithetic else (1,)
+    noise = _Noise(sigma, n // len(signs), signs, shared, generator)
     with _explaining(model):
-        noisy = (x + e for e in _noises(x, sigma, draws, signs, shared, generator))
-        each = _rows(
-            lambda rows, t: _input_gradient(model, rows, t),
-            noisy,
-            _fixed(model, x, target, batch_size),
-            batch_size,
-        )
-        mean, scatter = torch.zeros_like(x), torch.zeros_like(x)
-        for j in range(1, draws + 1):
-            d = sum(islice(each, len(signs))) / len(signs)
-            step = d - mean
-            mean += step / j
-            scatter += step * (d - mean)
-    return (
-        (mean, (scatter / max(1, draws * (draws - 1))).flatten(1).mean(1).sqrt()) if return_residual else mean
-    )
+        given = _fixed(model, x, given, batch_size)
+        noisy = (x + e for e in _noises(x, noise))
+        each = _rows(lambda rows, g: _input_gradient(model, rows, g), noisy, given, batch_size)
+        mean, variance = _running_mean(x, each, noise)
+    return (mean, variance.flatten(1).mean(1).sqrt()) if return_residual else mean
+
+# %% ../nbs/03_attribution.ipynb #a3facc00
+def _running_mean(x: Tensor, each: Iterator[Tensor], noise: _Noise) -> tuple[Tensor, Tensor]:
+    "Mean over the draws, in the precision of `x`, and its variance; added up in float32 at least."
+    mean = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    scatter = torch.zeros_like(mean)
+    for j in range(1, noise.draws + 1):
+        d = sum(g.to(mean) for g in islice(each, len(noise.signs))) / len(noise.signs)
+        step = d - mean
+        mean += step / j
+        scatter += step * (d - mean)
+    return mean.to(x), (scatter / max(1, noise.draws * (noise.draws - 1))).to(x)
 
 # %% ../nbs/03_attribution.ipynb #29a238ec
-def _check_smoothgrad(
-    x: Tensor, n: int, sigma: float | Tensor, antithetic: bool, draws: int, return_residual: bool
-) -> None:
+def _check_smoothgrad(x: Tensor, n: int, sigma: Any, antithetic: bool, return_residual: bool) -> None:
     "Say what is wrong with the settings, and what to change."
     if n < 1 or (antithetic and n % 2):
         raise ValueError(f"n is {n}; pairs need an even number of copies, or pass antithetic=False")
     width = torch.as_tensor(sigma)
     if width.ndim > 1 or (width.ndim and len(width) != len(x)) or bool((width < 0).any()):
-        raise ValueError(
-            f"sigma has shape {tuple(width.shape)} for {len(x)} images; give one number >= 0, or one per image"
-        )
+        got = f"sigma has shape {tuple(width.shape)} for {len(x)} images"
+        raise ValueError(f"{got}; give one number >= 0, or one per image")
+    draws = n // 2 if antithetic else n
     if return_residual and draws < 2:
         raise ValueError(f"a standard error needs two independent draws, n={n} gives {draws}")
 
 # %% ../nbs/03_attribution.ipynb #3b201ac6
 def integrated_gradients(
     model: Callable,  # Module or differentiable function
-    x: Tensor,  # (B C H W) or any (B ...)
+    x: Any,  # (B C H W) or any (B ...), or several inputs, as in `gradient`
     target: Target = None,  # As in `gradient`; None is decided once, on `x`
     *,
-    steps: int = 32,  # Points of the midpoint rule = gradient passes
-    baseline: float
-    | Tensor
-    | None = None,  # Start of the path, a number or a tensor that broadcasts to `x`; None: 0
+    steps: int = 32,  # Points of the midpoint rule = gradient passes, for each baseline
+    baseline: Any = None,  # Start of the path: a number, a tensor like `x`, or a list of them (mean); None: 0
     multiply_by_inputs: bool = True,  # False: the mean gradient on the path
     batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 512 rows or 8 MiB of input
-    return_residual: bool = False,  # True: also the completeness gap
-) -> (
-    Tensor | tuple[Tensor, Tensor]
-):  # (B C H W), output units; gap (B,): sum of the map minus f(x) - f(baseline)
+    return_residual: bool = False,  # True: a pair, with the completeness gap
+    extra: Any = (),  # More inputs, as in `gradient`
+) -> Any:  # (B C H W), output units; in a pair also the gap (B,): sum of the map minus f(x) - f(baseline)
     "The gradient averaged on the line from a baseline to the input, times the difference."
-    x, target = _checked(x, target)
+    x, given = _checked(x, target, extra)
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected 1 or more")
+    starts = [_baseline(x, b) for b in (baseline if isinstance(baseline, (list, tuple)) else [baseline])]
     with _explaining(model):
-        start = _baseline(x, baseline)
-        target = _fixed(model, x, target, batch_size)
-        path = (torch.lerp(start, x, (s + 0.5) / steps) for s in range(steps))
-        mean = torch.zeros_like(x)
-        for d in _rows(lambda rows, t: _input_gradient(model, rows, t), path, target, batch_size):
-            mean += d / steps
-        maps = mean * (x - start) if multiply_by_inputs else mean
+        given = _fixed(model, x, given, batch_size)
+        means = [_mean_on_path(model, start, x, given, steps, batch_size) for start in starts]
+        products = [mean * (x - start) for mean, start in zip(means, starts)]
+        maps = (sum(products if multiply_by_inputs else means) / len(starts)).to(x)
         if not return_residual:
             return maps
-        rise = _score(model, x, target, batch_size) - _score(model, start, target, batch_size)
-        return maps, (mean * (x - start)).flatten(1).sum(1) - rise
+        rise = _score(model, x, given, batch_size) - _mean_score(model, starts, given, batch_size)
+        return maps, (sum(products) / len(starts)).flatten(1).sum(1).to(rise) - rise
 
 # %% ../nbs/03_attribution.ipynb #9ec1b8f8
+def _mean_on_path(
+    model: Callable, start: Tensor, x: Tensor, given: _Given, steps: int, size: int | None
+) -> Tensor:
+    "The mean gradient on the line, by the midpoint rule, added up in float32 at least."
+    path = (torch.lerp(start, x, (s + 0.5) / steps) for s in range(steps))
+    mean = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    for d in _rows(lambda rows, g: _input_gradient(model, rows, g), path, given, size):
+        mean += d.to(mean) / steps
+    return mean
+
+
+def _mean_score(model: Callable, starts: Sequence[Tensor], given: _Given, size: int | None) -> Tensor:
+    "The explained number at the baselines, averaged over them."
+    return sum(_score(model, start, given, size) for start in starts) / len(starts)
+
+
 def _baseline(x: Tensor, baseline: float | Tensor | None) -> Tensor:
     "The baseline as a full batch; ValueError if it does not fit."
     value = torch.as_tensor(0.0 if baseline is None else baseline, dtype=x.dtype, device=x.device)
     try:
         return check_finite("baseline", value.expand_as(x))
     except RuntimeError as e:
-        raise ValueError(
-            f"baseline has shape {tuple(value.shape)}, which does not broadcast to x {tuple(x.shape)}"
-        ) from e
+        shapes = f"baseline has shape {tuple(value.shape)}, which does not broadcast to x {tuple(x.shape)}"
+        raise ValueError(shapes) from e
 
 # %% ../nbs/03_attribution.ipynb #4ad5f987
 _FUNCTIONS = {
@@ -289,24 +352,28 @@ class _Guide(TorchFunctionMode):
 
     def __init__(self, names: set[str], inside: list, kinds: tuple, seen: Counter) -> None:
         super().__init__()
-        self.names, self.inside, self.kinds, self.seen = names, inside, kinds, seen
+        self.names = names
+        self.inside = inside
+        self.kinds = kinds
+        self.seen = seen
 
     def __torch_function__(
         self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") in self.names and not any(
-            isinstance(m, self.kinds) for _, m in self.inside
-        ):
+        name = getattr(func, "__name__", "")
+        if name in self.names and not any(isinstance(m, self.kinds) for _, m in self.inside):
             where = self.inside[-1][0] if self.inside else ""
-            _clamp_gradient(out, f"{where}{'.' if where else ''}{func.__name__}()", self.seen)
+            _clamp_gradient(out, f"{where}{'.' if where else ''}{name}()", self.seen)
         return out
 
 # %% ../nbs/03_attribution.ipynb #5bd83778
 @contextmanager
 def _guided(model: Callable, activations: Sequence[type]) -> Iterator[Counter]:
     "Clamp gradients at all calls of the given activations, modules or functions, until the context closes."
-    kinds, inside, seen = tuple(activations), [], Counter()
+    kinds = tuple(activations)
+    inside = []
+    seen = Counter()
     names = {v for k in kinds for f in _FUNCTIONS.get(k.__name__, "").split() for v in (f, f + "_")}
 
     def leave(module: nn.Module, args: tuple, out: object) -> None:
@@ -325,31 +392,31 @@ def _guided(model: Callable, activations: Sequence[type]) -> Iterator[Counter]:
 # %% ../nbs/03_attribution.ipynb #0ef6e286
 def guided_backprop(
     model: Callable,  # Module or differentiable function
-    x: Tensor,  # (B C H W) or any (B ...)
+    x: Any,  # (B C H W) or any (B ...), or several inputs, as in `gradient`
     target: Target = None,  # As in `gradient`
     *,
     activations: Sequence[type[nn.Module]] = (nn.ReLU,),  # Module types; their functional forms are seen too
     allow_none: bool = False,  # True: no such activation gives the plain gradient instead of a LayerError
     batch_size: int | None = None,  # Examples per pass
-    return_hooked: bool = False,  # True: also which calls were changed
-) -> (
-    Tensor | tuple[Tensor, dict[str, int]]
-):  # (B C H W); with the calls {name: times in one pass}, functions as "block.relu()"
+    return_hooked: bool = False,  # True: a pair, with the calls that were changed
+    extra: Any = (),  # More inputs, as in `gradient`
+) -> Any:  # (B C H W); in a pair also {name: times in one pass}, functions as "block.relu()"
     "The gradient with only its positive part let through at every activation."
-    x, target = _checked(x, target)
+    x, given = _checked(x, target, extra)
+    model = uncompiled(model)
     hooked: dict[str, int] = {}
 
-    def one(rows: Tensor, t: Target) -> Tensor:
+    def one(rows: Tensor, g: _Given) -> Tensor:
         leaf = rows.detach().requires_grad_()
         with _guided(model, activations) as seen:
-            output = model(leaf.clone())
+            y = _value(model, leaf.clone(), g)
         if not seen and not allow_none:
             raise LayerError(_none_found(model, activations))
         hooked.update(seen)
-        return _backward(resolve_target(output, t), leaf)
+        return _backward(y, leaf)
 
     with _explaining(model):
-        maps = in_chunks(one, x, batch_size, target)
+        maps = in_chunks(one, x, batch_size, given)
     return (maps, hooked) if return_hooked else maps
 
 # %% ../nbs/03_attribution.ipynb #c0d62613
@@ -357,174 +424,243 @@ def _none_found(model: Callable, activations: Sequence[type]) -> str:
     "Say what was looked for, and which activations the model has instead."
     modules = model.modules() if isinstance(model, nn.Module) else ()
     there = sorted({type(m).__name__ for m in modules if type(m).__name__ in _FUNCTIONS})
-    return (
-        f"no {', '.join(k.__name__ for k in activations)} between x and the output, as a module or as a function; "
-        f"modules found: {', '.join(there) or 'none known'}; name yours with activations=(...), or pass allow_none=True for the plain gradient"
-    )
+    wanted = ", ".join(k.__name__ for k in activations)
+    advice = "name yours with activations=(...), or pass allow_none=True for the plain gradient"
+    found = f"no {wanted} between x and the output, as a module or as a function"
+    return f"{found}; modules found: {', '.join(there) or 'none known'}; {advice}"
 
 # %% ../nbs/03_attribution.ipynb #4ed76033
-def spatial_layer(
-    model: nn.Module,  # Any module
-    x: Tensor,  # Input, (B C *S); the first example is run
-) -> str:  # Dotted name of the last layer that ran once and kept positions; raises LayerError if there is none, warns if tokens follow
-    "The layer whose output is the last feature map before pooling or flattening."
-    runs, last, tokens = (
-        Counter(),
-        [],
-        [],
-    )  # `last`: modules that returned the newest feature map, and that tensor with its version
+class _Seen(NamedTuple):
+    "A place in the forward pass that gave a feature map."
 
-    def note(name):
-        def hook(module, args, out):
-            runs[name] += 1
-            if isinstance(out, Tensor) and out.ndim == 3 < x.ndim and out.shape[1] > 1 and module._parameters:
-                tokens.append(name)
-            if not isinstance(out, Tensor) or out.ndim != x.ndim or out.shape[2:].numel() < 2 or not name:
-                return
-            if not last or last[0][1] is not out or last[0][2] != out._version:
-                last.clear()
-                tokens.clear()
-            last.append((name, out, out._version, not any(module.children())))
+    name: str  # of the module, or "path.function()"
+    call: int  # which of its calls, from 1
+    leaf: bool  # a module without parts, or a function
 
-        return hook
+# %% ../nbs/03_attribution.ipynb #50a52b1b
+class _LayerSearch(TorchFunctionMode):
+    "Follows one forward pass and keeps the places that returned the newest feature map."
+
+    def __init__(self, ndim: int):
+        super().__init__()
+        self.ndim = ndim
+        self.runs: Counter = Counter()
+        self.inside: list[tuple[str, nn.Module]] = []
+        self.newest: tuple[Tensor, int] | None = None  # that map, and its version
+        self.places: list[_Seen] = []
+        self.tokens: list[str] = []  # layers that went on with tokens after it
+
+    def __torch_function__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        function = getattr(func, "__name__", "").rstrip("_")
+        if function in _ALL_FUNCTIONS and self.inside and any(True for _ in self.inside[-1][1].children()):
+            name = f"{self.inside[-1][0]}.{function}()".lstrip(".")
+            self.runs[name] += 1
+            self.see(name, out, leaf=True)
+        return out
+
+    def see(self, name: str, out: Any, leaf: bool) -> None:
+        "Note an output, if it is a feature map."
+        if not isinstance(out, Tensor) or out.ndim != self.ndim or out.shape[2:].numel() < 2 or not name:
+            return
+        if self.newest is None or self.newest[0] is not out or self.newest[1] != out._version:
+            self.newest = (out, out._version)
+            self.places.clear()
+            self.tokens.clear()
+        self.places.append(_Seen(name, self.runs[name], leaf))
+
+# %% ../nbs/03_attribution.ipynb #282f6b05
+_ALL_FUNCTIONS = {f for names in _FUNCTIONS.values() for f in names.split()}
+
+
+def _followed(search: _LayerSearch, model: nn.Module, x: Tensor, extra: Any) -> None:
+    "Run one example through the model with the search in force."
+
+    def leave(module: nn.Module, args: tuple, out: Any) -> None:
+        name, _ = search.inside.pop()
+        search.runs[name] += 1
+        tokens = isinstance(out, Tensor) and out.ndim == 3 < search.ndim and out.shape[1] > 1
+        if tokens and module._parameters:
+            search.tokens.append(name)
+        search.see(name, out, leaf=not any(module.children()))
 
     with torch.inference_mode(False), torch.no_grad(), eval_mode(model), ExitStack() as stack:
         for name, module in model.named_modules():
-            stack.callback(module.register_forward_hook(note(name)).remove)
-        model(x[:1].clone())
-    start = max((i for i, (*_, leaf) in enumerate(last) if leaf), default=0)
-    once = [name for name, *_ in last[start:] if runs[name] == 1]
-    if not once:
+            enter = lambda m, args, name=name: search.inside.append((name, m))
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        stack.enter_context(search)
+        call_model(model, x[:1].clone(), cut_rows(extra, slice(0, 1), len(x)))
+
+# %% ../nbs/03_attribution.ipynb #ed76f26d
+def spatial_layer(
+    model: nn.Module,  # Any module
+    x: Tensor,  # Input, (B C *S); the first example is run
+    extra: Any = (),  # More inputs, as in `gradient`
+) -> (
+    str
+):  # Name of the last layer that kept positions, as `capture` reads it; LayerError: none; warns of tokens
+    "The layer whose output is the last feature map before pooling or flattening."
+    model = uncompiled(model)
+    search = _LayerSearch(x.ndim)
+    _followed(search, model, x, extra)
+    places = search.places
+    if not places:
         raise LayerError(
-            f"no usable feature map in the forward pass (last candidates: {[n for n, *_ in last]}, "
-            "a candidate must run once); name a layer with layer="
+            "no feature map in the forward pass: no layer gives (B C H W); name a layer with layer="
         )
-    if tokens:
-        warnings.warn(
-            f"{once[0]!r} is the last layer with positions as (B C H W), but layers up to {tokens[-1]!r} go on with tokens (B T D): its map says "
-            "where patches enter a transformer, not what becomes of them; prefer a method that takes no layer, or name the layer",
-            stacklevel=2,
-        )
-    return once[0]
+    first_leaf = max((i for i, place in enumerate(places) if place.leaf), default=0)
+    usable = places[first_leaf:]
+    best = next((p for p in usable if search.runs[p.name] == 1), usable[0])
+    name = best.name if search.runs[best.name] == best.call else f"{best.name}#{best.call}"
+    if search.tokens:
+        warnings.warn(_tokens_follow(name, search.tokens[-1]), stacklevel=2)
+    return name
+
+# %% ../nbs/03_attribution.ipynb #aba45094
+def _tokens_follow(name: str, token_layer: str) -> str:
+    "The warning for a transformer."
+    return (
+        f"{name!r} is the last layer with positions as (B C H W), but layers up to {token_layer!r} go on "
+        "with tokens (B T D): its map says where patches enter a transformer, not what becomes of them; prefer a "
+        "method that takes no layer, or name the layer"
+    )
 
 # %% ../nbs/03_attribution.ipynb #12de157f
 def grad_cam(
     model: nn.Module,  # Any module
-    x: Tensor,  # (B C H W)
+    x: Any,  # (B C H W), or several inputs, as in `gradient`
     target: Target = None,  # As in `gradient`
     *,
     layer: str
     | nn.Module
-    | None = None,  # Name or module; None: `spatial_layer`, at the price of one more forward of one image
+    | None = None,  # As `core.capture` reads it; None: `spatial_layer`, one more forward of one image
     relu: bool = True,  # Keep the positive part only, as published; False keeps evidence against
     size: int | tuple[int, int] | str | None = None,  # Output H W, or "input"; None: the layer's own
     mode: str = "bilinear",  # Interpolation, see torch.nn.functional.interpolate
     batch_size: int | None = None,  # Examples per pass
+    extra: Any = (),  # More inputs, as in `gradient`
 ) -> Tensor:  # (B 1 H W), output units per pixel of the layer; LayerError for an unknown or non-spatial layer
     "Channels of a layer, weighted by their mean gradient and summed."
-    x, target = _checked(x, target)
+    x, given = _checked(x, target, extra)
+    model = uncompiled(model)
     if not isinstance(model, nn.Module):
         raise TypeError(f"Grad-CAM looks inside a model: pass a torch module, not {type(model).__name__}")
+    if given.key is not None:
+        raise TypeError("Grad-CAM takes more inputs as a tuple, or by name in extra=, not a dictionary for x")
     with _explaining(model):
-        layer = spatial_layer(model, x) if layer is None else layer
-        cam = in_chunks(lambda rows, t: _layer_cam(model, rows, t, layer), x, batch_size, target)
-        if relu:
-            cam = cam.relu()
-        size = tuple(x.shape[-2:]) if size == "input" else size
-        if size is None:
-            return cam
-        return F.interpolate(
-            cam,
-            size=size,
-            mode=mode,
-            **({} if mode in ("nearest", "nearest-exact", "area") else {"align_corners": False}),
-        )
+        layer = spatial_layer(model, x, given.extra) if layer is None else layer
+        cam = in_chunks(lambda rows, g: _layer_cam(model, rows, g, layer), x, batch_size, given)
+        cam = cam.relu() if relu else cam
+    size = tuple(x.shape[-2:]) if size == "input" else size
+    corners = {} if mode in ("nearest", "nearest-exact", "area") else {"align_corners": False}
+    return cam if size is None else F.interpolate(cam, size=size, mode=mode, **corners)
 
-# %% ../nbs/03_attribution.ipynb #58e3b887
-def _layer_cam(model: nn.Module, x: Tensor, target: Target, layer: str | nn.Module) -> Tensor:
+# %% ../nbs/03_attribution.ipynb #fc051af8
+def _layer_cam(model: nn.Module, x: Tensor, given: _Given, layer: str | nn.Module) -> Tensor:
     "The signed map at the layer's own resolution."
-    output, a = capture(model, x, layer)
+    output, a = capture(model, x, layer, extra=given.extra)
     if a.ndim != 4:
-        raise LayerError(
-            f"layer {layer if isinstance(layer, str) else type(layer).__name__!r} gives {tuple(a.shape)}; Grad-CAM needs (B C H W)"
-        )
-    weights = _backward(resolve_target(output, target), a).mean((2, 3), keepdim=True)
+        name = layer if isinstance(layer, str) else type(layer).__name__
+        raise LayerError(f"layer {name!r} gives {tuple(a.shape)}; Grad-CAM needs (B C H W)")
+    y = check_finite("the output", resolve_target(output, given.target, rows=given.rows))
+    weights = _backward(y, a).mean((2, 3), keepdim=True)
     return (weights * a.detach()).sum(1, keepdim=True)
 
 # %% ../nbs/03_attribution.ipynb #490588c8
 def guided_grad_cam(
     model: nn.Module,  # Any module
-    x: Tensor,  # (B C H W)
+    x: Any,  # (B C H W), or several inputs, as in `gradient`
     target: Target = None,  # As in `gradient`
     *,
     layer: str | nn.Module | None = None,  # As in `grad_cam`
     activations: Sequence[type[nn.Module]] = (nn.ReLU,),  # As in `guided_backprop`
     mode: str = "bilinear",  # Interpolation of the layer map
     batch_size: int | None = None,  # Examples per pass
+    extra: Any = (),  # More inputs, as in `gradient`
 ) -> Tensor:  # (B C H W), not in the units of anything
     "Guided backprop times the positive part of Grad-CAM at input size."
-    cam = grad_cam(model, x, target, layer=layer, size="input", mode=mode, batch_size=batch_size)
-    return cam * guided_backprop(model, x, target, activations=activations, batch_size=batch_size)
+    both = dict(batch_size=batch_size, extra=extra)
+    cam = grad_cam(model, x, target, layer=layer, size="input", mode=mode, **both)
+    return cam * guided_backprop(model, x, target, activations=activations, **both)
 
 # %% ../nbs/03_attribution.ipynb #3009d9b1
 def occlusion(
     model: Callable,  # Module or any function; no gradient needed
-    x: Tensor,  # (B C H W)
+    x: Any,  # (B C *S) with positions S, or a table (B D); or several inputs, as in `gradient`
     target: Target = None,  # As in `gradient`; None is decided once, on `x`
     *,
-    window: int | tuple[int, int] = 4,  # Height and width of the window, pixels
-    stride: int
-    | tuple[int, int]
-    | None = None,  # Step between windows, pixels; None: the window, so that they tile
+    window: int
+    | Sequence[int]
+    | None = None,  # Size of the window, positions; None: 4, or one column of a table
+    stride: int | Sequence[int] | None = None,  # Step between windows; None: the window, so that they tile
     baseline: float
     | Tensor
     | None = None,  # What covers, a number or a tensor that broadcasts to `x`; None: 0
     batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 512 rows or 8 MiB of input
-    return_residual: bool = False,  # True: also the additivity gap, only where windows tile
-) -> (
-    Tensor | tuple[Tensor, Tensor]
-):  # (B C H W), output units, equal in all channels; gap (B,): sum of drops minus f(x) - f(baseline)
-    "How much the output drops when a window is covered, averaged over the windows that cover a pixel."
-    x, target = _checked(x, target, 4)
+    return_residual: bool = False,  # True: a pair, with the additivity gap, only where windows tile
+    extra: Any = (),  # More inputs, as in `gradient`
+) -> Any:  # (B C *S), output units, equal in all channels; in a pair also (B,): sum of drops - f(x) + f(baseline)
+    "How much the output drops when a window is covered, averaged over the windows that cover a position."
+    x, given = _checked(x, target, extra)
     boxes = _windows(x, window, stride)
-    if return_residual and stride is not None and _pair(stride) != _pair(window):
+    if return_residual and stride is not None and _sizes(stride, x) != _sizes(window, x):
         raise ValueError("drops can add up only where windows tile: leave stride out")
     with _explaining(model), torch.no_grad():
-        cover, gap = _baseline(x, baseline), 0
-        total, count = x.new_zeros(len(x), 1, *x.shape[2:]), x.new_zeros(x.shape[2:])
-        target = _fixed(model, x, target, batch_size)
-        score = _score(model, x, target, batch_size)
+        cover = _baseline(x, baseline)
+        given = _fixed(model, x, given, batch_size)
+        score = _score(model, x, given, batch_size)
         variants = (_covered(x, cover, box) for box in boxes)
-        for box, y in zip(
-            boxes, _rows(lambda rows, t: resolve_target(model(rows), t), variants, target, batch_size)
-        ):
-            total[..., box[0], box[1]] += (score - y)[:, None, None, None]
-            count[box] += 1
-            gap = gap + score - y
-        maps = check_finite("the map", total / count.clamp(min=1)).expand_as(x).clone()
-        return (maps, gap - score + _score(model, cover, target, batch_size)) if return_residual else maps
+        after = _rows(lambda rows, g: _value(model, rows, g), variants, given, batch_size)
+        maps, drops = _mean_drops(x, boxes, (score - y for y in after))
+        if not return_residual:
+            return maps
+        return maps, drops - score + _score(model, cover, given, batch_size)
 
 # %% ../nbs/03_attribution.ipynb #aae9642f
-def _pair(v: int | tuple[int, int]) -> tuple[int, int]:
-    "A size in pixels as two numbers."
-    return (v, v) if isinstance(v, int) else tuple(v)
+def _mean_drops(x: Tensor, boxes: list[tuple], drops: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+    "The mean drop over the windows that cover a position, in the shape of `x`, and the sum of all drops."
+    places = x.shape[2:] if x.ndim > 2 else x.shape[1:]
+    total = torch.zeros(len(x), *places, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    count = torch.zeros(places, device=x.device)
+    whole = 0
+    for box, drop in zip(boxes, drops):
+        total[(slice(None), *box)] += drop.reshape(-1, *[1] * len(places)).to(total)
+        count[box] += 1
+        whole = whole + drop
+    maps = check_finite("the map", total / count.clamp(min=1)).to(x)
+    return (maps if x.ndim == 2 else maps[:, None].expand_as(x).clone()), whole
 
 
-def _windows(
-    x: Tensor, window: int | tuple[int, int], stride: int | tuple[int, int] | None
-) -> list[tuple[slice, slice]]:
+def _sizes(v: int | Sequence[int] | None, x: Tensor) -> tuple[int, ...]:
+    "A size along each axis of positions; None is 4, or 1 in a table."
+    axes = max(1, x.ndim - 2)
+    if v is None:
+        v = 4 if x.ndim > 2 else 1
+    sizes = (v,) * axes if isinstance(v, int) else tuple(v)
+    if len(sizes) != axes:
+        raise ValueError(f"{len(sizes)} sizes for {axes} axes of positions in x {tuple(x.shape)}")
+    return sizes
+
+# %% ../nbs/03_attribution.ipynb #8a97fecc
+def _windows(x: Tensor, window: Any, stride: Any) -> list[tuple[slice, ...]]:
     "All window positions, the last ones cut off at the border; ValueError for sizes that do not fit."
-    size, step = _pair(window), _pair(window if stride is None else stride)
-    if not all(1 <= w <= n for w, n in zip(size, x.shape[2:])):
-        raise ValueError(f"window {size} does not fit an image of {tuple(x.shape[2:])}")
+    places = x.shape[2:] if x.ndim > 2 else x.shape[1:]
+    size = _sizes(window, x)
+    step = size if stride is None else _sizes(stride, x)
+    if not all(1 <= w <= n for w, n in zip(size, places)):
+        raise ValueError(f"window {size} does not fit positions of {tuple(places)}")
     if not all(1 <= s <= w for s, w in zip(step, size)):
-        raise ValueError(f"stride {step} leaves pixels uncovered by windows of {size}; use 1 ... {size}")
-    starts = [range(0, s * (math.ceil((n - w) / s) + 1), s) for n, w, s in zip(x.shape[2:], size, step)]
-    return [(slice(i, i + size[0]), slice(j, j + size[1])) for i in starts[0] for j in starts[1]]
+        raise ValueError(f"stride {step} leaves positions uncovered by windows of {size}; use 1 ... {size}")
+    starts = [range(0, s * (math.ceil((n - w) / s) + 1), s) for n, w, s in zip(places, size, step)]
+    corners = itertools.product(*starts)
+    return [tuple(slice(i, i + w) for i, w in zip(corner, size)) for corner in corners]
 
 
-def _covered(x: Tensor, cover: Tensor, box: tuple[slice, slice]) -> Tensor:
+def _covered(x: Tensor, cover: Tensor, box: tuple[slice, ...]) -> Tensor:
     "Put the baseline into one window."
     out = x.clone()
-    out[..., box[0], box[1]] = cover[..., box[0], box[1]]
+    out[(..., *box)] = cover[(..., *box)]
     return out

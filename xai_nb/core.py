@@ -20,9 +20,10 @@ from tqdm.auto import tqdm
 # %% auto #0
 __all__ = ['lazy_module', 'LayerError', 'NonFiniteError', 'DataNotFound', 'UnsupportedOp', 'check_finite', 'need_package',
            'current_scale', 'best_device', 'versions', 'device_name', 'scale', 'seed_all', 'splitmix64', 'hash_key',
-           'keyed_uniform', 'row_keys', 'model_lock', 'eval_mode', 'unwrap_output', 'resolve_target', 'check_target',
-           'tensors_in', 'call_model', 'uncompiled', 'find_layer', 'capture', 'watch_calls', 'progress', 'in_chunks',
-           'cut_rows', 'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result', 'load_results']
+           'keyed_uniform', 'row_keys', 'model_lock', 'eval_mode', 'full_precision', 'unwrap_output', 'resolve_target',
+           'check_target', 'tensors_in', 'call_model', 'uncompiled', 'find_layer', 'capture', 'watch_calls', 'progress',
+           'in_chunks', 'cut_rows', 'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result',
+           'load_results']
 
 # %% ../nbs/00_core.ipynb #b924d6f2
 class _LazyModule:
@@ -270,6 +271,16 @@ def eval_mode(
             for m, flag in flags:
                 m.training = flag
 
+# %% ../nbs/00_core.ipynb #af0e8eac
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:  # A context
+    "Autocast off, on every device where it is on."
+    with contextlib.ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
 # %% ../nbs/00_core.ipynb #7e6e7809
 def unwrap_output(
     output: Any,  # What a model returned
@@ -499,7 +510,13 @@ def capture(
     several = isinstance(layer, (list, tuple))
     taps = [_Tap(_find_site(model, one), cut and not several) for one in (layer if several else [layer])]
     recording = torch.no_grad() if taps[0].cut else torch.enable_grad()
-    with torch.inference_mode(False), eval_mode(model), contextlib.ExitStack() as stack, recording:
+    with (
+        torch.inference_mode(False),
+        full_precision(),
+        eval_mode(model),
+        contextlib.ExitStack() as stack,
+        recording,
+    ):
         for tap in taps:
             tap.place(stack)
         if x.is_inference():
