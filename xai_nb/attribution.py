@@ -154,7 +154,7 @@ def _backward(y: Tensor, leaf: Tensor) -> Tensor:
 # %% ../nbs/03_attribution.ipynb #a1e8352f
 def gradient(
     model: Callable,  # Module or differentiable function, (B ...) -> (B,) or (B K)
-    x: Any,  # (B C H W) or any (B ...) of floats; in a tuple or dict of inputs the first of floats is explained
+    x: Any,  # (B C H W) or any (B ...) of floats; in a tuple or dict of inputs, the first of floats
     target: Target = None,  # What to explain, see `resolve_target`; None: the output, or the predicted class
     *,
     batch_size: int | None = None,  # Examples per pass, None: all at once
@@ -524,8 +524,8 @@ def _tokens_follow(name: str, token_layer: str) -> str:
     "The warning for a transformer."
     return (
         f"{name!r} is the last layer with positions as (B C H W), but layers up to {token_layer!r} go on "
-        "with tokens (B T D): its map says where patches enter a transformer, not what becomes of them; prefer a "
-        "method that takes no layer, or name the layer"
+        "with tokens (B T D): its map says where patches enter a transformer, not what becomes of them; "
+        "prefer a method that takes no layer, or name the layer"
     )
 
 # %% ../nbs/03_attribution.ipynb #12de157f
@@ -602,7 +602,9 @@ def occlusion(
     batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 512 rows or 8 MiB of input
     return_residual: bool = False,  # True: a pair, with the additivity gap, only where windows tile
     extra: Any = (),  # More inputs, as in `gradient`
-) -> Any:  # (B C *S), output units, equal in all channels; in a pair also (B,): sum of drops - f(x) + f(baseline)
+) -> (
+    Any
+):  # (B C *S), output units, equal in all channels; with the gap (B,): sum of drops - f(x) + f(baseline)
     "How much the output drops when a window is covered, averaged over the windows that cover a position."
     x, given = _checked(x, target, extra)
     boxes = _windows(x, window, stride)

@@ -5,7 +5,7 @@
 # %% ../nbs/00_core.ipynb #7ff944e8
 from __future__ import annotations
 
-import contextlib, difflib, gc, importlib, inspect, json, os, platform, random
+import contextlib, ctypes, difflib, gc, importlib, inspect, json, os, platform, random
 import statistics, sys, threading, time, weakref
 import multiprocessing as mp
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -566,7 +566,7 @@ class _Tap:
         if not isinstance(self.kept, torch.Tensor) or not self.kept.is_floating_point():
             got = type(self.kept).__name__
             raise LayerError(
-                f"layer {self.site.name!r} returned {got}; pass a layer that returns one floating-point tensor"
+                f"layer {self.site.name!r} returned {got}; pass one that returns a tensor of floats"
             )
         return self.kept
 
@@ -732,6 +732,8 @@ def _peak_in_child(fn: Callable[[], Any], pipe: Any) -> None:
         if "torch" in sys.modules:
             torch.set_num_threads(1)
         gc.collect()
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed would be used again, unseen
         Path("/proc/self/clear_refs").write_text("5")
         start = _resident("VmRSS")
         fn()
