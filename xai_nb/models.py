@@ -457,24 +457,14 @@ def fit(
     device = best_device(device)
     model = model.to(device)
     data = _examples(data).to(device)
-    if validation is not None and score is None:
-        validation = _examples(validation)
+    validation = _examples(validation) if score is None else validation
     params = [p for p in model.parameters() if p.requires_grad]
-    optimizer = (
-        optimizer(params) if optimizer else torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay)
-    )
+    adam = lambda group: torch.optim.AdamW(group, lr=lr, weight_decay=weight_decay)
+    optimizer = (optimizer or adam)(params)
     steps = -(-len(data) // batch_size)
     state = TrainingState(model, optimizer, loss or _default_loss(data.y), penalty, epochs, steps)
-    run = _Run(
-        state,
-        data,
-        batch_size,
-        _schedule(schedule, optimizer, epochs * steps),
-        clip,
-        augment,
-        tuple(on_step),
-        seed,
-    )
+    rates = _schedule(schedule, optimizer, epochs * steps)
+    run = _Run(state, data, batch_size, rates, clip, augment, tuple(on_step), seed)
     check = _Check(validation, score or _default_score, stop_at, tuple(callbacks))
     return _train(run, check, Path(checkpoint) if checkpoint else None, on_divergence)
 
@@ -551,13 +541,7 @@ def _step(run: _Run, batch: Any) -> float:
     x = batch.x if run.augment is None else run.augment(batch.x, run.generator)
     if state.penalty is not None and x.is_floating_point():
         x = x.detach().requires_grad_()
-    output = unwrap_output(call_model(state.model, x))
-    value = _loss(state.criterion, output, batch.y)
-    if state.penalty is not None:
-        value = value + state.penalty(state.model, x, output, batch.y)
-    number = float(value.detach())
-    if not math.isfinite(number):
-        raise NonFiniteError(f"the loss became {number}; lower lr, or set clip=1.0")
+    value = _total_loss(state, x, batch.y)
     for p, gradient in zip(params, torch.autograd.grad(value, params, allow_unused=True)):
         p.grad = gradient
     if run.clip is not None:
@@ -567,7 +551,18 @@ def _step(run: _Run, batch: Any) -> float:
         run.scheduler.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    return number
+    return float(value.detach())
+
+# %% ../nbs/02_models.ipynb #3f72dcc1
+def _total_loss(state: TrainingState, x: Tensor, y: Tensor) -> Tensor:
+    "Loss and penalty from one forward pass; NonFiniteError if they are not finite."
+    output = unwrap_output(call_model(state.model, x))
+    value = _loss(state.criterion, output, y)
+    if state.penalty is not None:
+        value = value + state.penalty(state.model, x, output, y)
+    if not torch.isfinite(value):
+        raise NonFiniteError(f"the loss became {float(value.detach())}; lower lr, or set clip=1.0")
+    return value
 
 # %% ../nbs/02_models.ipynb #a416c51d
 def _trained_parameters(state: TrainingState, may_change: bool) -> list[nn.Parameter]:
@@ -578,9 +573,8 @@ def _trained_parameters(state: TrainingState, may_change: bool) -> list[nn.Param
         new = [n for n, p in state.model.named_parameters() if p.requires_grad and id(p) not in known]
         if new:
             advice = 'add them: state.optimizer.add_param_group({"params": [...]})'
-            raise ValueError(
-                f"the optimiser does not hold {', '.join(new[:3])} ({len(new)} parameters); {advice}"
-            )
+            names = f"{', '.join(new[:3])} ({len(new)} parameters)"
+            raise ValueError(f"the optimiser does not hold {names}; {advice}")
     return params
 
 
@@ -602,19 +596,11 @@ def _train(run: _Run, check: _Check, checkpoint: Path | None, on_divergence: str
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(run.seed)
         try:
-            if checkpoint is not None:
-                outcome = _resume(run, checkpoint)
+            outcome = _resume(run, checkpoint)
             for _ in progress(range(state.epoch, state.epochs if outcome == "finished" else 0), "epochs"):
-                state.loss = _epoch(run)
-                run.losses.append(state.loss)
-                stops = check.stops(state)
-                if state.score is not None:
-                    run.scores.append(state.score)
-                state.epoch += 1
-                outcome = "stopped" if stops else "finished"
-                if checkpoint is not None:
-                    _save(run, checkpoint, outcome)
-                if stops:
+                outcome = _one_epoch(run, check)
+                _save(run, checkpoint, outcome)
+                if outcome == "stopped":
                     break
         except NonFiniteError:
             if on_divergence == "raise":
@@ -626,6 +612,18 @@ def _train(run: _Run, check: _Check, checkpoint: Path | None, on_divergence: str
     return History(tuple(run.losses), tuple(run.scores), time.perf_counter() - start, outcome, state.step)
 
 # %% ../nbs/02_models.ipynb #2d8b23ac
+def _one_epoch(run: _Run, check: _Check) -> str:
+    "Train for one epoch and look at the result: 'stopped' if training ends here, else 'finished'."
+    state = run.state
+    state.loss = _epoch(run)
+    run.losses.append(state.loss)
+    stops = check.stops(state)
+    if state.score is not None:
+        run.scores.append(state.score)
+    state.epoch += 1
+    return "stopped" if stops else "finished"
+
+
 def _restore_flags(model: nn.Module, flags: list) -> None:
     "Train and eval flags as before; what is new since then gets the model's own."
     for m in model.modules():
@@ -634,8 +632,10 @@ def _restore_flags(model: nn.Module, flags: list) -> None:
         m.training = flag
 
 # %% ../nbs/02_models.ipynb #1e8c3435
-def _save(run: _Run, path: Path, outcome: str) -> None:
-    "Write the checkpoint; a crash while writing leaves the last one as it was."
+def _save(run: _Run, path: Path | None, outcome: str) -> None:
+    "Write the checkpoint, if there is to be one; a crash while writing leaves the last one as it was."
+    if path is None:
+        return
     state = run.state
     record = dict(
         settings=_settings(run),
@@ -659,19 +659,12 @@ def _settings(run: _Run) -> dict[str, int]:
     return names | {"parameters": sum(p.numel() for p in run.state.model.parameters())}
 
 # %% ../nbs/02_models.ipynb #1afc2bf1
-def _resume(run: _Run, path: Path) -> str:
-    "Go on from a checkpoint if there is one, and say how it had ended; ValueError for a file of another run."
-    if not path.exists():
+def _resume(run: _Run, path: Path | None) -> str:
+    "Go on from a checkpoint if there is one, and say how it had ended."
+    if path is None or not path.exists():
         return "finished"
     state = run.state
-    try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-        found = record["settings"]
-    except Exception as e:
-        raise ValueError(f"{path} is no checkpoint of fit, or was cut off; delete it to start anew") from e
-    if found != _settings(run):
-        other = [f"{k} {found.get(k)} instead of {v}" for k, v in _settings(run).items() if found.get(k) != v]
-        raise ValueError(f"{path} belongs to another run: {', '.join(other)}; delete it to start anew")
+    record = _read_checkpoint(path, _settings(run))
     state.model.load_state_dict(record["model"])
     state.optimizer.load_state_dict(record["optimizer"])
     run.losses = list(record["losses"])
@@ -685,6 +678,19 @@ def _resume(run: _Run, path: Path) -> str:
     if torch.cuda.is_available() and len(record["gpu_rng"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(record["gpu_rng"])
     return record["outcome"]
+
+# %% ../nbs/02_models.ipynb #f3db5c0e
+def _read_checkpoint(path: Path, settings: dict[str, int]) -> dict[str, Any]:
+    "The content of a checkpoint; ValueError for a file of another kind, or of another run."
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+        found = record["settings"]
+    except Exception as e:
+        raise ValueError(f"{path} is no checkpoint of fit, or was cut off; delete it to start anew") from e
+    if found != settings:
+        other = [f"{k} {found.get(k)} instead of {v}" for k, v in settings.items() if found.get(k) != v]
+        raise ValueError(f"{path} belongs to another run: {', '.join(other)}; delete it to start anew")
+    return record
 
 # %% ../nbs/02_models.ipynb #84114638
 def flip(
@@ -1601,14 +1607,17 @@ class SmoothActivation(nn.Module):
         width: float,  # Standard deviation of the blur, positive
     ):
         super().__init__()
-        self.act, self.ramp, self.width = act, ramp, width
+        self.act = act
+        self.ramp = ramp
+        self.width = width
 
     def forward(
         self,
         x: Tensor,  # Any shape
     ) -> Tensor:  # Same shape
         "Tends to the activation as the ramp tends to ReLU."
-        act, ramp = self.act, self.ramp
+        act = self.act
+        ramp = self.ramp
         if isinstance(act, nn.ReLU6):
             return ramp(x) - ramp(x - 6)
         if isinstance(act, nn.LeakyReLU):
@@ -1639,7 +1648,8 @@ class BackwardActivation(nn.Module):
         smooth: nn.Module,  # Its smooth version
     ):
         super().__init__()
-        self.act, self.smooth = act, smooth
+        self.act = act
+        self.smooth = smooth
 
     def forward(
         self,
