@@ -1060,7 +1060,7 @@ class ActivationSite(NamedTuple):
 class Swapped:
     "What `swap_activations` found, and the way back."
 
-    sites: tuple[ActivationSite, ...]  # One for each new activation
+    sites: tuple[ActivationSite, ...] = field(compare=False)  # One for each new activation
     modules: tuple[str, ...]  # Names of the replaced modules; one that has several slots is named for each
     calls: dict[str, int]  # Name of the intercepted call -> how often it ran in the example's forward
     missed: tuple[str, ...]  # What may be an activation and was left alone
