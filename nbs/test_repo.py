@@ -57,6 +57,9 @@ LONG_CELLS = {  # Exported definitions that cannot be cut into cells of 25 lines
     "09_networks": {"Schedule", "Node", "InProcessNetwork", "_Stack", "MatrixNetwork", "_Reports", "_Wire",
                     "TorchDistributedNetwork"},
     "70_hypergrad": {"_Trace"},
+    "00_core": {"_Tap"},
+    "01_data": {"Images", "Preparation"},
+    "03_attribution": {"_LayerSearch"},
     "07_per_example": {"Outer", "_Window", "Coverage", "BatchGradients", "JoinedExamples", "Gram", "_Sums"},
     "08_lrp": {"_Engine", "_Shares", "Relevance", "_Watch"},
     "09_representations": {"_Sums", "StreamingCKA", "Features", "SimilarityMonitor"},
@@ -66,17 +69,16 @@ LONG_CELLS = {  # Exported definitions that cannot be cut into cells of 25 lines
 }
 
 PENDING = {  # Rule -> what does not obey it yet. A listed one that obeys gives a warning: take it off
-    "width": {"attribution", "clustering", "core", "data", "metrics", "models", "moram", "rlrp", "similarity",
-              "spectral", "trees", "viz"},
-    "plain": {"attribution", "clustering", "core", "data", "metrics", "models", "moram", "rlrp", "similarity",
-              "spectral", "trees", "viz"},
-    "density": {"clustering", "data", "metrics", "models", "moram", "rlrp", "similarity", "spectral", "trees", "viz"},
-    "exported cells": {"00_core", "01_data", "02_models", "03_attribution", "04_metrics", "05_viz",
-                       "20_rlrp", "30_moram", "50_similarity", "60_trees", "61_clustering"},
+    "width": {"clustering", "moram", "rlrp", "similarity",
+              "spectral", "trees"},
+    "plain": {"clustering", "moram", "rlrp", "similarity",
+              "spectral", "trees"},
+    "density": {"clustering", "moram", "rlrp", "similarity", "spectral", "trees"},
+    "exported cells": {"20_rlrp", "30_moram", "50_similarity", "60_trees", "61_clustering"},
     "first call and figure": {"10_spectral", "20_rlrp", "30_moram", "50_similarity", "60_trees", "61_clustering"},
-    "visible imports": {"01_data", "02_models", "03_attribution", "04_metrics", "05_viz", "10_spectral",
+    "visible imports": {"10_spectral",
                         "20_rlrp", "30_moram", "60_trees", "61_clustering"},
-    "alt text": {"01_data", "05_viz", "10_spectral", "30_moram", "50_similarity"},
+    "alt text": {"10_spectral", "30_moram", "50_similarity"},
     "one home": {"METRICS", "explore", "similarity"},
     "thumbnail": {"clustering", "moram", "rlrp", "similarity", "spectral", "trees"},
 }
@@ -235,8 +237,10 @@ def body_lines(function):
 def test_width(path):
     "Width is length: at most 110 columns."
     lines = path.read_text(encoding="utf-8").splitlines()
-    first = next(n for n, line in enumerate(lines) if line.startswith("# %% ../nbs"))  # above it stands what nbdev writes
-    wide = [f"line {n}: {len(line)} columns" for n, line in enumerate(lines[first:], first + 1) if len(line) > 110]
+    heads = [line if line.startswith("# %%") else None for line in lines]  # nbdev's own lines stand above the first and in "auto"
+    cell = [next((head for head in heads[n::-1] if head), "# %% auto") for n in range(len(lines))]
+    ours = [(n, line) for n, line in enumerate(lines, 1) if not cell[n - 1].startswith("# %% auto")]
+    wide = [f"line {n}: {len(line)} columns" for n, line in ours if len(line) > 110]
     obeys("width", path.stem, wide)
 
 
