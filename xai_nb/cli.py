@@ -307,7 +307,12 @@ def _reader_cell(cell: Any, flags: set[str]) -> Any:
         return type(cell)(cell | {"source": set_equations(cell.source), "metadata": {}})
     fold = re.search(r"^#\|\s*code-fold:\s*(\w+)", cell.source, re.M)
     is_open = fold[1] in ("show", "false") if fold else "exports" in flags
-    title = "Source" if flags & {"export", "exports"} else "Code"
+    names = re.findall(r"^(?:def|class) (\w+)", cell.source, re.M)
+    title = (
+        "Source: " + (", ".join(names) or "imports and constants")
+        if flags & {"export", "exports"}
+        else "Code"
+    )
     source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip("\n")
     metadata = {} if is_open else {"fold": title}
     return type(cell)(cell | {"source": source, "metadata": type(cell)(metadata)})
@@ -345,7 +350,7 @@ FRAME = """{%- extends 'lab/index.html.j2' -%}
 math { overflow-x: auto; max-width: 100%; }
 </style>{%- endblock -%}
 {%- block body_header -%}{{ super() }}
-<p class="back"><a href="index.html">All pages of this folder</a></p>{%- endblock -%}
+<p class="back"><a href="index.html">&larr; All pages of this folder</a></p>{%- endblock -%}
 {%- block input_group -%}
 {%- if cell.metadata.fold -%}<details><summary>{{ cell.metadata.fold }}</summary>{{ super() }}</details>
 {%- else -%}{{ super() }}{%- endif -%}{%- endblock -%}
@@ -502,7 +507,8 @@ def table(
 INDEX = """<!doctype html><html lang="en"><meta charset="utf-8"><title>xai_nb runs</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>body {{ font: 16px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; }}
-td, th {{ text-align: left; padding: .4em .8em; vertical-align: top; border-bottom: 1px solid #ddd; }}
+td, th {{ text-align: left; padding: .4em .8em; vertical-align: top; }}
+td, th {{ overflow-wrap: anywhere; border-bottom: 1px solid #ddd; }}
 .error {{ color: #b00020; }} small {{ color: #555; }}</style><h1>Pages of xai_nb, as run here</h1>
 <table><tr><th>page<th>claim<th>headline figure<th>run</tr>
 {rows}
