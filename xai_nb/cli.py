@@ -10,7 +10,7 @@ __all__ = ['EQUATION', 'FRAME', 'COMMITTED', 'INDEX', 'BAR', 'LRP', 'MODEL_HELP'
            'save_index', 'run_pages', 'processors', 'check_folder', 'make_folder', 'new_folder', 'find_device',
            'mistakes', 'Method', 'methods', 'compute_map', 'Network', 'load_network', 'Explained', 'Answer',
            'read_answer', 'explain_picture', 'read_upright', 'explain', 'about_explained', 'describe', 'check_pictures',
-           'name_files', 'report', 'run_hypergrad', 'readme', 'write_readme', 'parser', 'main']
+           'name_files', 'report', 'run_hypergrad', 'readme', 'write_readme', 'parser', 'call_command', 'main']
 
 # %% ../nbs/06_cli.ipynb #63d51f51
 import argparse
@@ -1309,7 +1309,8 @@ def parser() -> argparse.ArgumentParser:  # Of all sub-commands
             commands.add_parser("report", help="how smooth an explanation may be: the page to decide on")
         )
     if importlib.util.find_spec("xai_nb.hypergrad"):
-        _add_hypergrad(commands.add_parser("hypergrad", help="a demonstration on a changing network"))
+        about = "a demonstration on a changing network: xai_nb hypergrad --demo"
+        _add_hypergrad(commands.add_parser("hypergrad", help=about, add_help=False))
     commands.add_parser("list", help="name the pages").set_defaults(call=lambda args: list_pages())
     _add_run(commands.add_parser("run", help="execute pages and write them, with an HTML page of each"))
     read = commands.add_parser("readme")
@@ -1391,10 +1392,7 @@ def _add_report(command: argparse.ArgumentParser) -> None:
 
 def _add_hypergrad(command: argparse.ArgumentParser) -> None:
     "Arguments of `hypergrad`."
-    command.set_defaults(call=run_hypergrad)
-    command.add_argument(
-        "rest", nargs=argparse.REMAINDER, metavar="--demo ...", help="see `xai_nb hypergrad --demo --help`"
-    )
+    command.set_defaults(call=run_hypergrad, rest=[])
 
 # %% ../nbs/06_cli.ipynb #d1d95410
 def _add_preparation(command: argparse.ArgumentParser) -> None:
@@ -1416,13 +1414,24 @@ WEIGHTS_HELP = (
 )
 
 # %% ../nbs/06_cli.ipynb #0f733f9d
+def call_command(
+    argv: Sequence[str] | None,  # Arguments, None: those of the process
+) -> int:  # Exit status
+    "Read the arguments and do what they say; `hypergrad` reads its own."
+    args, rest = parser().parse_known_args(argv)
+    if rest and not hasattr(args, "rest"):
+        raise CliError(f"unrecognized arguments: {' '.join(rest)}; see xai_nb {args.command} --help")
+    if rest:
+        args.rest = rest
+    return args.call(args)
+
+
 def main(
     argv: Sequence[str] | None = None,  # Arguments, None: those of the process
 ) -> int:  # Exit status: 0; 1 if a page failed; 2 for a mistake in the arguments; 130 after Ctrl-C
     "The command `xai_nb`."
     try:
-        args = parser().parse_args(argv)
-        return args.call(args)
+        return call_command(argv)
     except CliError as e:
         print(f"xai_nb: {e}", file=sys.stderr)
         return 2
