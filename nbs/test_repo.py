@@ -46,7 +46,7 @@ MAIN = {  # What a topic page is about: its first live call stands by cell 15. S
     "11_decision": ["decision_page"],
     "20_rlrp": ["rlrp"],
     "30_moram": ["regression_cam"],
-    "40_akp": ["family_report"],
+    "40_akp": ["family_report", "train_family"],
     "50_similarity": ["gradient_cosine"],
     "51_gradient_index": ["GradientIndex"],
     "60_trees": ["StableTreeClassifier"],
