@@ -75,6 +75,7 @@ PENDING = {  # Rule -> what does not obey it yet. A listed one that obeys gives 
     "visible imports": {"01_data", "03_attribution", "20_rlrp", "60_trees", "61_clustering"},
     "alt text": {"01_data", "05_viz"},
     "one home": set(),
+    "torch-free": set(),
     "thumbnail": {"clustering", "fairwashing", "moram", "rlrp", "similarity", "spectral", "trees"},
 }
 
@@ -172,6 +173,17 @@ def test_modules_import_with_the_runtime_requirements_alone():
     "Each module imports by itself without any development package and without ipywidgets."
     dev = [Requirement(text).name for text in SETTINGS["dev_requirements"].split()]
     python("-c", IMPORT_ALONE, " ".join(MODULES), " ".join([*dev, "ipywidgets", "IPython"]))
+
+
+WITHOUT_TORCH = {"core", "metrics", "trees", "clustering", "fairwashing", "split_kernel", "site", "cli"}
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_TORCH & set(MODULES)))
+def test_import_does_not_load_torch(name):
+    "What needs no tensor does not pay for torch, nor for reading the comments that help() shows."
+    said = python("-c", f"import xai_nb.{name}, sys; print(*[m for m in ('torch', 'xai_nb.site') if m in sys.modules])")
+    loaded = set(said.split()) - {f"xai_nb.{name}"}
+    obeys("torch-free", name, [f"import xai_nb.{name} loads {', '.join(loaded)}"] * bool(loaded))
 
 
 def imports(path):

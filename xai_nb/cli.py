@@ -10,7 +10,7 @@ __all__ = ['EQUATION', 'FRAME', 'COMMITTED', 'INDEX', 'BAR', 'LRP', 'MODEL_HELP'
            'save_index', 'run_pages', 'processors', 'check_folder', 'make_folder', 'new_folder', 'find_device',
            'mistakes', 'Method', 'methods', 'compute_map', 'Network', 'load_network', 'Explained', 'Answer',
            'read_answer', 'explain_picture', 'read_upright', 'explain', 'about_explained', 'describe', 'check_pictures',
-           'name_files', 'report', 'run_hypergrad', 'readme', 'write_readme', 'parser', 'call_command', 'main']
+           'name_files', 'write_report', 'run_hypergrad', 'readme', 'write_readme', 'parser', 'call_command', 'main']
 
 # %% ../nbs/06_cli.ipynb #63d51f51
 import argparse
@@ -1217,7 +1217,7 @@ def _plain(model: str) -> str:
     return re.sub(r"[^\w.-]+", "_", model)
 
 # %% ../nbs/06_cli.ipynb #f8dc5d76
-def report(
+def write_report(
     args: argparse.Namespace,  # What the parser found
 ) -> int:  # Exit status 0; raises CliError
     "The command `report`."
@@ -1377,7 +1377,7 @@ def _add_model(command: argparse.ArgumentParser, out: Path) -> None:
 # %% ../nbs/06_cli.ipynb #f144ee3f
 def _add_report(command: argparse.ArgumentParser) -> None:
     "Arguments of `report`."
-    command.set_defaults(call=report)
+    command.set_defaults(call=write_report)
     _add_model(command, Path("runs/report.html"))
     add = command.add_argument
     add(
