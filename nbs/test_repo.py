@@ -60,6 +60,8 @@ MAIN = {  # What a topic page is about: its first live call stands by cell 15. S
 LONG_CELLS = {  # Exported definitions that cannot be cut into cells of 25 lines
     "07_per_example": {"Outer", "_Window", "Coverage", "BatchGradients", "JoinedExamples", "Gram", "_Sums"},
     "08_lrp": {"_Engine", "_Shares", "Relevance", "_Watch"},
+    "09_representations": {"_Sums", "StreamingCKA", "Features", "SimilarityMonitor"},
+    "09_stress": {"Swap", "_Site", "HotSwapper"},
     "50_similarity": {"Neighbours"},
     "51_gradient_index": {"GradientIndex", "Sketch", "_Shard", "_Header"},
 }

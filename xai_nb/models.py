@@ -421,6 +421,7 @@ class TrainingState:
     step: int = 0  # Steps taken, from 0, over the whole training
     loss: float = math.nan  # Mean loss of the last finished epoch
     score: float | None = None  # Validation score after it
+    batch: Any = None  # The batch of the coming step, with .x and .y
 
     @property
     def share(self) -> float:  # 0 to 1
@@ -545,6 +546,7 @@ class _Run:
 def _step(run: _Run, batch: Any) -> float:
     "One optimiser step; returns the loss before it; gradients are not left in `.grad`."
     state = run.state
+    state.batch = batch
     for call in run.on_step:
         call(state)
     params = _trained_parameters(state, bool(run.on_step))
