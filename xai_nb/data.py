@@ -739,7 +739,7 @@ def split_people(
     seed: int = 0,  # Of the shuffle
     *,
     train: float = 0.67,  # Share that trains the box; the rest is halved
-) -> tuple[People, People, People]:  # Training set, audited people, unseen people; the features standardised by the first
+) -> tuple[People, People, People]:  # Training set, audited, unseen people; standardised by the first
     "Shuffle and split in three, and standardise all parts by the mean and deviation of the training part."
     if not 0 < train < 1:
         raise ValueError(f"train is {train}, expected a share between 0 and 1")
@@ -807,7 +807,8 @@ def _checked(path: str | Path, name: str) -> Path:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SHA256[name]:
         wanted = SHA256[name][:12]
-        raise ValueError(f"{path.name} has SHA-256 {found[:12]}..., expected {wanted}...: another version of {name}")
+        digest = f"{path.name} has SHA-256 {found[:12]}..., expected {wanted}..."
+        raise ValueError(f"{digest}: another version of {name}")
     return path
 
 # %% ../nbs/01_data.ipynb #ea80ea11
