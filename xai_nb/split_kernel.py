@@ -5,12 +5,16 @@
 # %% auto #0
 __all__ = ['CRITERIA', 'nice_steps', 'threshold_grid', 'rows_that_move_the_grid', 'bin_columns', 'Training', 'Settings', 'Nodes',
            'Histogram', 'empty_nodes', 'some_nodes', 'split_scores', 'split_rate', 'split_law', 'grow_numpy',
-           'node_weight_of', 'drop_undrawn_features', 'Sides', 'Buffers', 'grow_numba', 'first_changes', 'sklearn_tree']
+           'node_weight_of', 'drop_undrawn_features', 'Sides', 'Buffers', 'grow_numba', 'first_changes', 'sklearn_tree',
+           'Grown', 'settings_of', 'BinnedTable', 'bin_table', 'class_rows', 'target_rows', 'grow_tree', 'class_tree',
+           'value_tree', 'merge_equal_leaves', 'prune_nodes']
 
-# %% ../nbs/09_split_kernel.ipynb #f6835a59
+# %% ../nbs/09_split_kernel.ipynb #344cde94
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,8 +92,10 @@ def _range_of(X, feature_range):
 def threshold_grid(
     X: np.ndarray,  # Training table, (B D), float32
     n_thresholds: int = 64,  # Largest number of thresholds a feature
-    grid: str | Sequence[np.ndarray] = "nice",  # "nice", "linspace", "quantile", or sorted arrays, one per feature
-    feature_range: tuple[np.ndarray, np.ndarray] | None = None,  # Lowest and highest value (D,); None for those of X
+    grid: str
+    | Sequence[np.ndarray] = "nice",  # "nice", "linspace", "quantile", or sorted arrays, one per feature
+    feature_range: tuple[np.ndarray, np.ndarray]
+    | None = None,  # Lowest and highest value (D,); None for those of X
 ) -> np.ndarray:  # Thresholds, (D, T), rising, float32 numbers as float64, padded with +inf
     "The candidate thresholds of every feature, made once, before the tree is grown."
     low, high = _range_of(X, feature_range)
@@ -186,14 +192,16 @@ class Training(NamedTuple):
     "A binned training table."
 
     bins: np.ndarray  # Bin of every value, (B D), uint16
-    classes: np.ndarray  # Place of a row's class in `mass`, one per output, (B O); not looked at for squared error
+    classes: (
+        np.ndarray
+    )  # Place of a row's class in `mass`, one per output, (B O); not looked at for squared error
     weights: np.ndarray  # Row weights, (B,)
     targets: np.ndarray  # Targets times weight, one per output, (B O); (B 0) for classes
     starts: np.ndarray  # Place in `mass` where each output's classes start, then the width of `mass`
     feature_keys: np.ndarray  # Key of every feature, (D,), uint64
     threshold_keys: np.ndarray  # Key of every threshold, (D, T), uint64: the bits of its value
 
-
+# %% ../nbs/09_split_kernel.ipynb #2b50c8ef
 class Settings(NamedTuple):
     "How to grow: the parameters of an estimator, as numbers."
 
@@ -269,7 +277,7 @@ def split_scores(
         valid &= _side_weight(side.mass, data, settings) >= settings.min_weight_leaf
     return np.where(valid, u, -np.inf)[:, :-1]
 
-
+# %% ../nbs/09_split_kernel.ipynb #664c6028
 def _cumulated(data, rows):
     "The cumulative histogram of some rows."
     D, T = data.threshold_keys.shape
@@ -337,7 +345,7 @@ def split_law(
     q = np.where(scores > -np.inf, np.exp(-rate * np.where(loss < np.inf, loss, 0)), 0.0)
     return _flip_law(q) if flip else q / q.sum()
 
-
+# %% ../nbs/09_split_kernel.ipynb #fd411809
 def _flip_law(q):
     "Permute-and-flip from acceptance probabilities: the integral over a common uniform number, by Gauss-Legendre."
     x, weight = np.polynomial.legendre.leggauss(16)
@@ -434,7 +442,7 @@ def _is_pure(nodes, v, data, settings):
     parts = [nodes.mass[v, a:b] for a, b in zip(data.starts, data.starts[1:])]
     return all(part.max() >= part.sum() * (1 - 1e-12) for part in parts)
 
-
+# %% ../nbs/09_split_kernel.ipynb #b057ebe0
 def drop_undrawn_features(
     u: np.ndarray,  # Scores, (D, T), changed in place
     data: Training,  # Training table
@@ -468,7 +476,7 @@ class Buffers(NamedTuple):
     features: np.ndarray  # Features that a node may use, (D,)
     rows: np.ndarray  # Rows of a node, (B,)
 
-
+# %% ../nbs/09_split_kernel.ipynb #66b6d308
 def _buffers(data):
     "New working memory."
     n, D = data.bins.shape
@@ -519,7 +527,7 @@ def _fill(below, data, rows, features):
             for b in range(1, below.count.shape[1]):
                 below.mass[f, c, b] += below.mass[f, c, b - 1]
 
-
+# %% ../nbs/09_split_kernel.ipynb #0bf8f2ac
 @_jit
 def _fill_classes(count, mass, bins, weights, classes, rows, features):
     "Add every row's weight to the bin of its class."
@@ -563,7 +571,7 @@ def _score_accuracy(mass, f, total, first, end, sides, out):
     for t in range(len(left)):
         out[f, t] += a[t] + b[t]
 
-
+# %% ../nbs/09_split_kernel.ipynb #1b594ad8
 @_jit
 def _score_gini(mass, f, total, first, end, sides, out):
     "The sum of squared class weights over the weight, of both sides."
@@ -593,7 +601,7 @@ def _score_entropy(mass, f, total, first, end, sides, out):
     for t in range(len(left)):
         out[f, t] += a[t] + (b[t] - _xlogx_of_one(left[t]) - _xlogx_of_one(right[t]))
 
-
+# %% ../nbs/09_split_kernel.ipynb #59649ffb
 @_jit
 def _score_classes(mass, f, total, criterion, starts, sides, out):
     "Both sides of all thresholds of a feature, scored by class weights and added up over the outputs."
@@ -640,13 +648,19 @@ def _score_offset(total, settings, starts):
             offset += weight * math.log(max(starts[o + 1] - starts[o], 2.0))
     return offset
 
-# %% ../nbs/09_split_kernel.ipynb #c7607cb8
+# %% ../nbs/09_split_kernel.ipynb #de21fd7e
 @_jit
 def _score(nodes, v, data, settings, features, room):
     "Score every candidate split, -inf where a side has too few rows or too little weight; the number of valid ones and the best."
     total, all_rows = nodes.mass[v], float(nodes.count[v])
     fewest, lightest = settings.min_rows_leaf, settings.min_weight_leaf
-    count, mass, scores, sides, starts = room.below.count, room.below.mass, room.scores, room.sides, data.starts
+    count, mass, scores, sides, starts = (
+        room.below.count,
+        room.below.mass,
+        room.scores,
+        room.sides,
+        data.starts,
+    )
     left, right = sides.left, sides.right
     criterion, ridge, offset = settings.criterion, settings.ridge, _score_offset(total, settings, starts)
     valid_ones, best = 0, -np.inf
@@ -663,7 +677,7 @@ def _score(nodes, v, data, settings, features, room):
             best = max(best, scores[f, t])
     return valid_ones, best
 
-# %% ../nbs/09_split_kernel.ipynb #d3d7b69f
+# %% ../nbs/09_split_kernel.ipynb #2a716276
 @_jit
 def _draw_noise(base, data, flip, features, room):
     "Gumbel (or, for permute-and-flip, exponential) noise of every valid candidate: a function of seed, path, feature, threshold."
@@ -676,7 +690,7 @@ def _draw_noise(base, data, flip, features, room):
                 exponential = -math.log((np.float64(bits) + 0.5) * 2.0**-53)
                 noise[f, t] = exponential if flip else -math.log(exponential)
 
-
+# %% ../nbs/09_split_kernel.ipynb #0767c9a9
 @_jit
 def _pick(valid_ones, best, floor, scale, settings, features, room):
     "Number of the candidate with the largest rate * score + noise; -1 if there is none worth more than `floor`."
@@ -711,7 +725,7 @@ def _choose_features(base, data, settings, room):
             found += 1
     return room.features[:found]
 
-
+# %% ../nbs/09_split_kernel.ipynb #5f947e47
 @_jit
 def _weight_to_split(nodes, v, data, settings, depth):
     "Weight of the node, or -1 where it must be a leaf: too deep, too few rows, or pure."
@@ -740,7 +754,7 @@ def _split(nodes, v, data, settings, base, features, room, depth):
     scale = weight if settings.by_weight else 0.0
     return _pick(valid_ones, best, 1e-12 * nodes.squares[v], scale, settings, features, room)
 
-
+# %% ../nbs/09_split_kernel.ipynb #1fe9ddfe
 @_jit
 def _grow(data, settings, seed, nodes, order, room):
     "Grow a tree level by level; the number of nodes."
@@ -780,7 +794,7 @@ def _divide(nodes, v, order, bins, rows, feature, threshold, count):
     nodes.feature[v], nodes.threshold[v] = feature, threshold
     return count + 2
 
-
+# %% ../nbs/09_split_kernel.ipynb #8794d900
 def grow_numba(
     data: Training,  # Training table
     settings: Settings,  # How to grow
@@ -808,7 +822,7 @@ def first_changes(
     _walk(data, settings, np.uint64(seed % 2**64), nodes, order, rest, first, _buffers(data))
     return first
 
-
+# %% ../nbs/09_split_kernel.ipynb #69f73b69
 @_jit
 def _walk(data, settings, seed, nodes, order, rest, first, room):
     "Visit every node, and take each of its rows out in turn."
@@ -852,7 +866,7 @@ def _same_labels(a, b, starts):
             return False
     return True
 
-# %% ../nbs/09_split_kernel.ipynb #b579e102
+# %% ../nbs/09_split_kernel.ipynb #520820fa
 @_jit
 def _copy_totals(nodes, v, rest):
     "The totals of node `v` as those of `rest`."
@@ -874,7 +888,7 @@ def _take_out(room, data, i, times):
         for o in range(data.classes.shape[1]):
             _lower_mass(below.mass, backup.mass, data.bins, i, data.classes[i, o], times * data.weights[i])
 
-
+# %% ../nbs/09_split_kernel.ipynb #168ce3d7
 @_jit
 def _lower_counts(below, backup, bins, i, value):
     "From the bin of row `i` on, the backup minus `value`."
@@ -935,6 +949,206 @@ def sklearn_tree(
     state["impurity"], state["weighted_n_node_samples"] = impurity, weight
     state["n_node_samples"] = nodes.end - nodes.start
     tree = cls(*args)
-    tree.__setstate__({"max_depth": int(nodes.depth.max()), "node_count": len(nodes.feature), "nodes": state,
-                       "values": np.ascontiguousarray(values)})
+    tree.__setstate__(
+        {
+            "max_depth": int(nodes.depth.max()),
+            "node_count": len(nodes.feature),
+            "nodes": state,
+            "values": np.ascontiguousarray(values),
+        }
+    )
     return tree
+
+# %% ../nbs/09_split_kernel.ipynb #58f38fff
+@dataclass(frozen=True)
+class Grown:
+    "What the kernel grew, with what it was grown from."
+
+    nodes: Nodes  # The nodes
+    order: np.ndarray  # Rows sorted by leaf, (B,)
+    data: Training  # The binned training table
+    settings: Settings  # How it was grown
+    seed: int  # Seed of the keyed noise
+    edges: np.ndarray  # Thresholds, (D, T)
+    centre: float = 0.0  # What was subtracted from the target
+
+    @property
+    def thresholds(self) -> np.ndarray:  # (N,), any number in leaves
+        "The threshold of every node."
+        return self.edges[self.nodes.feature, self.nodes.threshold]
+
+    @property
+    def weight(self) -> np.ndarray:  # (N,)
+        "The weight of every node."
+        return node_weight_of(self.nodes, slice(None), self.data, self.settings)
+
+    def rows(
+        self,
+        v: int,  # Node
+    ) -> np.ndarray:  # The training rows in it
+        "The rows of a node."
+        return self.order[self.nodes.start[v] : self.nodes.end[v]]
+
+# %% ../nbs/09_split_kernel.ipynb #cb46e671
+def settings_of(
+    est: Any,  # Estimator with the parameters of a stable tree
+    n_features: int,  # Number of features
+    criterion: str,  # Name in CRITERIA
+    weight: float,  # Weight of all rows
+    ridge: float = 0.0,  # Added to the weight in squared error
+) -> Settings:  # For the kernel
+    "The parameters of an estimator as the kernel wants them."
+    return Settings(
+        criterion=CRITERIA[criterion],
+        epsilon=float(est.epsilon),
+        by_weight=getattr(est, "normalize", "opt") == "n",
+        flip=est.mechanism == "permute_and_flip",
+        max_depth=60 if est.max_depth is None else est.max_depth,
+        min_rows_split=est.min_samples_split,
+        min_rows_leaf=est.min_samples_leaf,
+        ridge=float(ridge),
+        max_features=_n_features_to_use(est.max_features, n_features),
+        min_weight_leaf=est.min_weight_fraction_leaf * float(weight),
+    )
+
+# %% ../nbs/09_split_kernel.ipynb #39cafd99
+def _n_features_to_use(max_features, n_features):
+    "The number of features that a node may use."
+    if max_features is None:
+        return n_features
+    if max_features in ("sqrt", "log2"):
+        return max(1, int(getattr(np, max_features)(n_features)))
+    if isinstance(max_features, Real) and not isinstance(max_features, Integral):
+        return max(1, int(max_features * n_features))
+    return min(int(max_features), n_features)
+
+# %% ../nbs/09_split_kernel.ipynb #05def243
+class BinnedTable(NamedTuple):
+    "A table on its grid."
+
+    edges: np.ndarray  # Thresholds, (D, T)
+    bins: np.ndarray  # Bins, (B D)
+    feature_keys: np.ndarray  # Keys of the features, (D,)
+
+
+def bin_table(
+    est: Any,  # Fitted or half-fitted estimator with the parameters of a stable tree
+    X: np.ndarray,  # Training table, (B D), float32
+) -> BinnedTable:  # Grid and bins
+    "Make the grid of a table, and put its values into bins. Features are keyed by name where there are names."
+    edges = threshold_grid(X, est.n_thresholds, est.grid, est.feature_range)
+    even = isinstance(est.grid, str) and est.grid != "quantile"
+    keys = hash_key(np.arange(est.n_features_in_))
+    if getattr(est, "feature_names_in_", None) is not None:
+        keys = np.array([hash_key(str(s)) for s in est.feature_names_in_], np.uint64)
+    return BinnedTable(edges, bin_columns(X, edges, even), keys)
+
+# %% ../nbs/09_split_kernel.ipynb #0b2b321a
+def class_rows(
+    table: BinnedTable,  # Grid and bins
+    classes: np.ndarray,  # Number of every row's class, (B,)
+    n_classes: int,  # Number of classes
+    weights: np.ndarray,  # Row weights, (B,)
+) -> Training:  # For the kernel
+    "The training table of a classifier."
+    place = classes.astype(np.int64)[:, None]
+    starts, keys = np.array([0, n_classes]), table.edges.view(np.uint64)
+    return Training(table.bins, place, weights, np.zeros((len(place), 0)), starts, table.feature_keys, keys)
+
+
+def target_rows(
+    table: BinnedTable,  # Grid and bins
+    targets: np.ndarray,  # Centred targets, (B,)
+    weights: np.ndarray,  # Row weights, (B,)
+) -> Training:  # For the kernel
+    "The training table of a regressor."
+    product = (weights * targets)[:, None]
+    starts, keys = np.array([0, 2]), table.edges.view(np.uint64)
+    place = np.zeros((len(product), 1), np.int64)
+    return Training(table.bins, place, weights, product, starts, table.feature_keys, keys)
+
+# %% ../nbs/09_split_kernel.ipynb #86208991
+def grow_tree(
+    est: Any,  # Estimator: its engine
+    data: Training,  # Training table
+    settings: Settings,  # How to grow
+    seed: int,  # Seed of the keyed noise
+    edges: np.ndarray,  # Thresholds, (D, T)
+) -> Grown:  # Nodes and what they were grown from
+    "Grow on binned rows."
+    grow = {"numba": grow_numba, "numpy": grow_numpy}[est.engine]
+    return Grown(*grow(data, settings, seed), data, settings, seed, edges)
+
+# %% ../nbs/09_split_kernel.ipynb #c2ea3c6e
+def class_tree(
+    grown: Grown,  # A grown classifier
+    n_features: int,  # Number of features
+) -> Any:  # `sklearn.tree._tree.Tree`
+    "The scikit-learn tree of a grown classifier."
+    weight = grown.weight
+    p = grown.nodes.mass / weight[:, None]
+    if grown.settings.criterion == CRITERIA["accuracy"]:
+        impurity = 1 - p.max(1)
+    elif grown.settings.criterion == CRITERIA["gini"]:
+        impurity = 1 - (p**2).sum(1)
+    else:
+        impurity = -(p * np.log2(np.where(p > 0, p, 1.0))).sum(1)
+    return sklearn_tree(grown.nodes, grown.thresholds, p[:, None], impurity, weight, n_features, p.shape[1:])
+
+# %% ../nbs/09_split_kernel.ipynb #0027e168
+def value_tree(
+    grown: Grown,  # A grown regressor
+    n_features: int,  # Number of features
+    scale: float = 1.0,  # Factor of the values: the step of a boosting round
+) -> Any:  # `sklearn.tree._tree.Tree`
+    "The scikit-learn tree of a grown regressor, or of one boosting step."
+    weight, total = grown.nodes.mass.T
+    value = grown.centre + scale * total / (weight + grown.settings.ridge)
+    impurity = np.maximum(grown.nodes.squares / weight - (total / weight) ** 2, 0.0)
+    return sklearn_tree(grown.nodes, grown.thresholds, value[:, None, None], impurity, weight, n_features)
+
+# %% ../nbs/09_split_kernel.ipynb #2895f155
+def merge_equal_leaves(
+    grown: Grown,  # A grown classifier
+) -> Grown:  # With fewer nodes
+    "The same tree with every pair of leaves of one label joined to a leaf, from the bottom up."
+    nodes, label = some_nodes(grown.nodes, slice(None)), grown.nodes.mass.argmax(1)
+    for v in range(len(label) - 1, -1, -1):
+        left, right = nodes.left[v], nodes.right[v]
+        if nodes.feature[v] >= 0 and max(nodes.feature[left], nodes.feature[right]) < 0:
+            if label[left] == label[right]:
+                _make_leaf(nodes, v)
+    return replace(grown, nodes=_reachable(nodes))
+
+
+def _make_leaf(nodes, v):
+    "Take the split of a node away."
+    for field in (nodes.feature, nodes.threshold, nodes.left, nodes.right):
+        field[v] = -1
+
+# %% ../nbs/09_split_kernel.ipynb #f17e9693
+def _reachable(nodes):
+    "The nodes that still hang from the root, numbered anew."
+    alive = np.zeros(len(nodes.feature), bool)
+    alive[0] = True
+    for v in range(len(alive)):
+        if alive[v] and nodes.feature[v] >= 0:
+            alive[[nodes.left[v], nodes.right[v]]] = True
+    number = np.append(alive.cumsum() - 1, -1)
+    kept = some_nodes(nodes, alive)
+    return kept._replace(left=number[kept.left], right=number[kept.right])
+
+# %% ../nbs/09_split_kernel.ipynb #390510f1
+def prune_nodes(
+    grown: Grown,  # As grown
+    tree: Any,  # Its scikit-learn tree after pruning
+) -> Grown:  # The nodes that are left
+    "The nodes that scikit-learn's pruning left, numbered as in its tree."
+    path, index = np.ones(tree.node_count, np.uint64), {p: v for v, p in enumerate(grown.nodes.path.tolist())}
+    for v in np.flatnonzero(tree.feature >= 0):
+        path[[tree.children_left[v], tree.children_right[v]]] = 2 * path[v] + np.arange(2, dtype=np.uint64)
+    nodes = some_nodes(grown.nodes, [index[p] for p in path.tolist()])
+    nodes = nodes._replace(left=tree.children_left.copy(), right=tree.children_right.copy())
+    for v in np.flatnonzero(tree.feature < 0):
+        _make_leaf(nodes, v)
+    return replace(grown, nodes=nodes)
