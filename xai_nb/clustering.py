@@ -55,24 +55,26 @@ def ball_orders(
     "Rows by distance from each landmark: the cuts are balls."
     return np.argsort(cdist(X[centres], X), axis=1, kind="stable")
 
-
+# %% ../nbs/61_clustering.ipynb #873f69b3
 def two_means_orders(
     X: np.ndarray,  # Rows of the node, (m D)
     pairs: np.ndarray,  # Pairs of landmarks, (R, 2)
-    steps: int = 3,  # Steps of Lloyd's iteration; with 0 the order along the line does not depend on the other rows
+    steps: int = 3,  # Steps of Lloyd's iteration; with 0 the order does not depend on the other rows
 ) -> np.ndarray:  # Orders, (R m)
     "Rows along the line through two means that start at two landmarks."
-    a, b = X[pairs[:, 0]], X[pairs[:, 1]]
+    a = X[pairs[:, 0]]
+    b = X[pairs[:, 1]]
     for _ in range(steps):
         near_b = (_along_line(X, a, b) > 0).astype(float)
         n_b = near_b.sum(0)[:, None]
-        total, in_b = X.sum(0), near_b.T @ X
+        total = X.sum(0)
+        in_b = near_b.T @ X
         new_b = np.where(n_b > 0, in_b / np.maximum(n_b, 1), b)
         a = np.where(n_b < len(X), (total - in_b) / np.maximum(len(X) - n_b, 1), a)
         b = new_b
     return np.argsort(_along_line(X, a, b).T, axis=1, kind="stable")
 
-# %% ../nbs/61_clustering.ipynb #247bea81
+
 def _along_line(X, a, b):
     "How far every row lies beyond the middle between each a and b, (m R)."
     return X @ (b - a).T - ((b**2).sum(1) - (a**2).sum(1)) / 2
@@ -82,7 +84,7 @@ def spectral_order(
     W: np.ndarray,  # Weights of the node's rows, (m m)
     landmarks: np.ndarray,  # Rows on which the spectrum is computed
 ) -> np.ndarray:  # One order, (1 m)
-    "Rows along the second eigenvector of the normalised graph, computed on landmarks and extended (Nystroem)."
+    "Rows along the second eigenvector of the normalised graph, by landmarks (Nystroem)."
     C = W[:, landmarks].copy()
     C[landmarks, np.arange(len(landmarks))] = 1.0
     degree = np.maximum(C.sum(1), 1e-12)
@@ -103,9 +105,10 @@ def candidate_orders(
     cuts: Sequence[str],  # Families: "balls", "lines", "two_means", "spectral"
     n_landmarks: int,  # Number of landmarks
 ) -> tuple[np.ndarray, np.ndarray]:  # Orders (R m), and a key of each order (R,)
-    "The orders along which cuts are swept. Landmarks are the rows with the smallest keyed numbers, so that most deletions leave them."
+    "The orders along which cuts are swept, from the rows with the smallest keyed numbers as landmarks."
     marks = np.argsort(hash_key(seed, "landmark", keys))[:n_landmarks]
-    orders, names = [], []
+    orders = []
+    names = []
     if "balls" in cuts:
         orders.append(ball_orders(X, marks))
         names.append(hash_key("ball", keys[marks]))
@@ -124,12 +127,14 @@ def candidate_orders(
 # %% ../nbs/61_clustering.ipynb #3d007432
 @njit(cache=__name__ != "__main__", nogil=True)
 def _sweep_cut_weights(W, orders, out):
-    "out[o, k]: weight between the first k + 1 rows of order o and the rest, by cut + degree - 2 * weight to those before."
+    "out[o, k]: weight between the first k + 1 rows of order o and the rest."
     m = len(W)
     for o in range(len(orders)):
         cut = 0.0
         for k in range(m):
-            u, degree, inside = orders[o, k], 0.0, 0.0
+            u = orders[o, k]
+            degree = 0.0
+            inside = 0.0
             for j in range(m):
                 degree += W[u, j]
             for j in range(k):
@@ -179,13 +184,14 @@ def draw_cut(
     W: np.ndarray | None,  # Their weights, (m m), where criterion or cuts need them
     keys: np.ndarray,  # Their keys, (m,)
     path: int,  # Place of the node in the hierarchy: root 1, children 2p and 2p + 1
-    settings: Any,  # A `StableHierarchicalClustering`: slack, families, criterion, smallest share, number of landmarks
+    settings: Any,  # A `StableHierarchicalClustering`: its parameters
     seed: int,  # Seed of the keyed noise
 ) -> (
     np.ndarray | None
 ):  # Boolean (m,): the second part; the row with the smallest key is in the first; None if no cut is allowed
     "One stable cut: every candidate's score plus its own keyed Gumbel number, the largest wins."
-    m, least = len(X), max(1, math.ceil(settings.min_fraction * len(X)))
+    m = len(X)
+    least = max(1, math.ceil(settings.min_fraction * len(X)))
     if m < 2 * least:
         return None
     orders, names = candidate_orders(X, W, keys, seed, settings.cuts, settings.n_landmarks)
@@ -233,15 +239,17 @@ class _Branch(NamedTuple):
     number: int  # Row or merge, as scipy counts
     size: int  # Rows in it
 
-# %% ../nbs/61_clustering.ipynb #9a2da508
+# %% ../nbs/61_clustering.ipynb #97b90378
 def linkage_from_levels(
     levels: np.ndarray,  # Clusters by level, (B, depth + 1)
     keys: np.ndarray
     | None = None,  # Order in which the rows of a lowest cluster are joined; None for that of the table
 ) -> np.ndarray:  # Linkage matrix of scipy, (B - 1, 4)
-    "The hierarchy for scipy. Height of a merge: splits left below it, plus its share of all rows; cut at depth - l + 1 for level l."
-    B, depth = len(levels), levels.shape[1] - 1
-    merges, groups = [], {}
+    "The hierarchy for scipy. Height of a merge: splits left below it, plus its share of all rows."
+    B = len(levels)
+    depth = levels.shape[1] - 1
+    merges = []
+    groups = {}
 
     def join(a, b, height):
         size = a.size + b.size
@@ -258,7 +266,8 @@ def linkage_from_levels(
         groups[int(path)] = node
     above = {p >> s for p in groups for s in range(1, p.bit_length())} - set(groups)
     for path in sorted(above, reverse=True):
-        a, b = groups[2 * path], groups[2 * path + 1]
+        a = groups[2 * path]
+        b = groups[2 * path + 1]
         groups[path] = join(a, b, depth - path.bit_length() + 1 + (a.size + b.size) / B)
     return _sort_linkage(np.array(merges, float), B)
 
@@ -278,7 +287,7 @@ def levels_from_linkage(
     Z: np.ndarray,  # Linkage matrix of any method, (B - 1, 4)
     depth: int,  # Number of levels below the root
 ) -> np.ndarray:  # Clusters by level, (B, depth + 1): path codes, 1 at level 0
-    "The top of a dendrogram as levels: every cluster is replaced by its two parts from one level to the next."
+    "The top of a dendrogram as levels: from one to the next every cluster becomes its two parts."
     B = len(Z) + 1
     levels = np.ones((B, depth + 1), np.int64)
     members = [np.array([i]) for i in range(B)]
@@ -298,13 +307,14 @@ def dasgupta_cost(
     W: np.ndarray,  # Weights, (B, B), symmetric, zero diagonal
     levels: np.ndarray,  # Clusters by level, (B, depth + 1)
 ) -> float:  # Cost in (0, 1]: 1 if nothing is cut, lower is better; raises ValueError where all weights are 0
-    "Weight of every pair times the size of the smallest cluster that holds both, over the weight of all pairs times B."
+    "Weight of every pair times the size of the smallest cluster with both, over all weight times B."
     if not W.sum() > 0:
         raise ValueError(
             "all weights of the graph are 0, so that no hierarchy costs anything: take a larger bandwidth; "
             "round_bandwidth(X) is one that suits the table"
         )
-    B, saved = len(W), 0.0
+    B = len(W)
+    saved = 0.0
     for level in range(1, levels.shape[1]):
         _, parent = np.unique(levels[:, level - 1], return_inverse=True)
         _, child = np.unique(levels[:, level], return_inverse=True)
@@ -319,12 +329,12 @@ def level_distance(
     a: np.ndarray,  # Clusters by level, (B, depth + 1)
     b: np.ndarray,  # The same rows in another hierarchy
 ) -> float:  # Mean share of rows outside the best matching of the clusters, [0, 1)
-    "How differently two hierarchies divide the same rows: clusters matched one to one at each level, averaged over the levels below the root."
+    "How differently two hierarchies divide the same rows: clusters matched level by level, then averaged."
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or a.ndim != 2 or a.shape[1] < 2:
         raise ValueError(
-            f"two hierarchies of the same rows and depth are needed, got shapes {a.shape} and {b.shape}: (B, depth + 1), "
-            "the root in column 0; np.c_[np.ones(B, int), labels] makes one of labels (B,)"
+            f"two hierarchies of the same rows and depth are needed, got shapes {a.shape} and {b.shape}: "
+            "(B, depth + 1), the root in column 0; np.c_[np.ones(B, int), labels] makes one of labels (B,)"
         )
     return float(np.mean([_share_moved(p, q) for p, q in zip(a.T[1:], b.T[1:])]))
 
@@ -338,7 +348,7 @@ def _share_moved(p, q):
 
 # %% ../nbs/61_clustering.ipynb #b9c127a2
 class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
-    "Divisive clustering by randomised sparse cuts with noise keyed by row: inspired by published work, not a copy of it."
+    "Divisive clustering by random cuts with noise keyed by row: inspired by published work, no copy of it."
 
     _parameter_constraints = {
         "n_clusters": [Interval(Integral, 1, None, closed="left")],
@@ -354,7 +364,7 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
 
     def __init__(
         self,
-        n_clusters: int = 2,  # Number of clusters of `labels_`, at most 2**depth; fewer where the rows cannot be cut so often
+        n_clusters: int = 2,  # Clusters of `labels_`, at most 2**depth; fewer where rows cannot be cut
         *,
         depth: int = 3,  # Levels of cuts
         epsilon: float = 0.1,  # Slack: 0 takes the best cut, infinity any cut; not a privacy budget
@@ -362,7 +372,7 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
             "balls",
             "lines",
         ),  # Families of candidates: "balls", "lines", "two_means", "spectral"
-        criterion: str = "ward",  # What a cut is worth: "ward", the reduction of the sum of squares, or "sparsity", its weight over the sizes
+        criterion: str = "ward",  # What a cut is worth: "ward", the fall of the sum of squares, or "sparsity"
         n_landmarks: int = 32,  # Rows from which candidates start, those with the smallest keyed numbers
         min_fraction: float = 0.2,  # Smallest share of a cluster that a cut may take off
         bandwidth: float
@@ -388,7 +398,8 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
             int(seed) if isinstance(seed, Integral) else int(check_random_state(seed).randint(2**31 - 1))
         )
         self.bandwidth_ = round_bandwidth(X) if self.bandwidth is None else float(self.bandwidth)
-        W, keys = similarity_graph(X, self.bandwidth_), row_keys(X, sample_key)
+        W = similarity_graph(X, self.bandwidth_)
+        keys = row_keys(X, sample_key)
         self.levels_ = grow_levels(X, W, keys, self, self.seed_)
         self.cost_ = dasgupta_cost(W, self.levels_)
         self.linkage_ = linkage_from_levels(self.levels_, keys)
@@ -396,7 +407,7 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
         self.labels_ = _labels_of(self.linkage_, self.levels_, self.n_clusters)
         return self
 
-# %% ../nbs/61_clustering.ipynb #2930049b
+# %% ../nbs/61_clustering.ipynb #23a1650e
 def _check_cuts(est):
     "Raise ValueError for families of cuts that do not exist, or more clusters than there can be."
     known = {"balls", "lines", "two_means", "spectral"}
@@ -404,13 +415,12 @@ def _check_cuts(est):
         raise ValueError(f'cuts must be some of "balls", "lines", "two_means", "spectral", got {est.cuts!r}')
     if est.n_clusters > 2**est.depth:
         most = 2**est.depth
-        raise ValueError(
-            f"{est.depth} levels of cuts give at most {most} clusters, n_clusters is {est.n_clusters}: raise depth"
-        )
+        given = f"n_clusters is {est.n_clusters}"
+        raise ValueError(f"{est.depth} levels of cuts give at most {most} clusters, {given}: raise depth")
 
 
 def _labels_of(Z, levels, n_clusters):
-    "Undo merges from the top until there are `n_clusters`: a height each, as fcluster parts merges of equal height all or none."
+    "Undo merges from the top until there are `n_clusters`, also where merges have equal heights."
     by_rank = np.c_[Z[:, :2], np.arange(1.0, len(levels)), Z[:, 3]]
     n = min(n_clusters, len(np.unique(levels[:, -1])))
     return fcluster(by_rank, n, "maxclust") - 1

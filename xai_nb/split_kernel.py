@@ -155,10 +155,10 @@ def _mix(z):
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
-# %% ../nbs/09_split_kernel.ipynb #b32b224d
+# %% ../nbs/09_split_kernel.ipynb #2289af52
 @_jit
 def _bin(X, edges, inverse, out):
-    "Number of thresholds of its feature below each value: guessed from even spacing, then made exact by stepping."
+    "Thresholds below each value: guessed from even spacing, then made exact by stepping."
     T = edges.shape[1]
     for i in range(X.shape[0]):
         for f in range(X.shape[1]):
@@ -294,9 +294,9 @@ def _cumulated(data, rows):
                 np.add.at(below.mass[f], (place, bins), data.weights[rows])
     return Histogram(below.count.cumsum(1), below.mass.cumsum(2))
 
-# %% ../nbs/09_split_kernel.ipynb #9209122e
+# %% ../nbs/09_split_kernel.ipynb #7f158852
 def _side_score(mass, data, settings):
-    "Largest class weight, sum of squares over weight, minus weight times entropy, or squared sum over weight, (D, T + 1)."
+    "Largest class weight, squares over weight, minus weight times entropy, or squared sum over weight."
     if settings.criterion == 3:
         return (mass[:, 1:] ** 2).sum(1) / (mass[:, 0] + settings.ridge)
     weight = _side_weight(mass, data, settings)
@@ -317,19 +317,19 @@ def _xlogx(x):
     "x log x, 0 at 0."
     return np.where(x > 0, x * np.log(np.where(x > 0, x, 1.0)), 0.0)
 
-# %% ../nbs/09_split_kernel.ipynb #d824eaf0
+# %% ../nbs/09_split_kernel.ipynb #9a1d124a
 def split_rate(
     scores: np.ndarray,  # Scores of the candidates, -inf where invalid
     epsilon: float,  # Slack: 0 greedy, infinity uniform
     scale: float = 0.0,  # What the scores are measured against; 0 for the best score
 ) -> float:  # Inverse temperature 2 ln K / (epsilon * scale), infinite at epsilon = 0
-    "The inverse temperature at which a split loses more than epsilon of the best score with probability at most 1/K."
+    "The inverse temperature: a split loses more than epsilon of the best score with probability at most 1/K."
     valid = scores[scores > -np.inf]
     if epsilon == 0:
         return math.inf
     return 2 * math.log(len(valid)) / (epsilon * (scale if scale > 0 else valid.max()))
 
-# %% ../nbs/09_split_kernel.ipynb #1c834e67
+# %% ../nbs/09_split_kernel.ipynb #75423ddc
 def split_law(
     scores: np.ndarray,  # Scores of the candidates, -inf where invalid
     epsilon: float,  # Slack
@@ -345,9 +345,9 @@ def split_law(
     q = np.where(scores > -np.inf, np.exp(-rate * np.where(loss < np.inf, loss, 0)), 0.0)
     return _flip_law(q) if flip else q / q.sum()
 
-# %% ../nbs/09_split_kernel.ipynb #fd411809
+# %% ../nbs/09_split_kernel.ipynb #87505a94
 def _flip_law(q):
-    "Permute-and-flip from acceptance probabilities: the integral over a common uniform number, by Gauss-Legendre."
+    "Permute-and-flip from acceptance probabilities: the integral over one uniform number, by Gauss-Legendre."
     x, weight = np.polynomial.legendre.leggauss(16)
     edges = np.concatenate([[0.0], np.geomspace(1e-9, 1.0, 60)])
     s = (edges[:-1, None] + np.diff(edges)[:, None] * (x + 1) / 2).ravel()
@@ -366,8 +366,13 @@ def grow_numpy(
 ) -> tuple[Nodes, np.ndarray]:  # The nodes, and the rows in the order of the leaves (B,)
     "The kernel in NumPy: slower than `grow_numba`, the same tree."
     n, D = data.bins.shape
-    nodes, order, v, count = empty_nodes(2 * n - 1, data.starts[-1]), np.arange(n), 0, 1
-    nodes.start[0], nodes.end[0], nodes.depth[0] = 0, n, 0
+    nodes = empty_nodes(2 * n - 1, data.starts[-1])
+    order = np.arange(n)
+    v = 0
+    count = 1
+    nodes.start[0] = 0
+    nodes.end[0] = n
+    nodes.depth[0] = 0
     while v < count:
         rows = order[nodes.start[v] : nodes.end[v]].copy()
         _total_numpy(nodes, v, data, rows)
@@ -396,7 +401,8 @@ def _total_numpy(nodes, v, data, rows):
 
 def _add_children_numpy(nodes, v, child, middle):
     "Write the two children of a node whose right part starts at `middle`."
-    nodes.left[v], nodes.right[v] = child, child + 1
+    nodes.left[v] = child
+    nodes.right[v] = child + 1
     nodes.start[child : child + 2] = nodes.start[v], middle
     nodes.end[child : child + 2] = middle, nodes.end[v]
     nodes.depth[child : child + 2] = nodes.depth[v] + 1
@@ -476,11 +482,12 @@ class Buffers(NamedTuple):
     features: np.ndarray  # Features that a node may use, (D,)
     rows: np.ndarray  # Rows of a node, (B,)
 
-# %% ../nbs/09_split_kernel.ipynb #66b6d308
+# %% ../nbs/09_split_kernel.ipynb #f700c0ad
 def _buffers(data):
     "New working memory."
     n, D = data.bins.shape
-    T, width = data.threshold_keys.shape[1], data.starts[-1]
+    T = data.threshold_keys.shape[1]
+    width = data.starts[-1]
     histogram = lambda: Histogram(np.empty((D, T + 1)), np.empty((D, width, T + 1)))
     tables = [np.empty((D, T)) for _ in range(2)]
     sides = Sides(*[np.empty(T) for _ in range(4)])
@@ -490,7 +497,10 @@ def _buffers(data):
 @_jit
 def _add_row(nodes, v, data, i, sign):
     "Add row `i` to the totals of node `v`, or take it away."
-    mass, classes, targets, weight = nodes.mass, data.classes, data.targets, data.weights[i]
+    mass = nodes.mass
+    classes = data.classes
+    targets = data.targets
+    weight = data.weights[i]
     nodes.count[v] += np.int64(sign)
     for o in range(targets.shape[1]):
         mass[v, 1 + o] += sign * targets[i, o]
@@ -527,13 +537,14 @@ def _fill(below, data, rows, features):
             for b in range(1, below.count.shape[1]):
                 below.mass[f, c, b] += below.mass[f, c, b - 1]
 
-# %% ../nbs/09_split_kernel.ipynb #0bf8f2ac
+# %% ../nbs/09_split_kernel.ipynb #94b61bd5
 @_jit
 def _fill_classes(count, mass, bins, weights, classes, rows, features):
     "Add every row's weight to the bin of its class."
     for i in rows:
         for o in range(classes.shape[1]):
-            c, one = classes[i, o], 1.0 if o == 0 else 0.0
+            c = classes[i, o]
+            one = 1.0 if o == 0 else 0.0
             for f in features:
                 count[f, bins[i, f]] += one
                 mass[f, c, bins[i, f]] += weights[i]
@@ -560,10 +571,14 @@ def _xlogx_of_one(x):
 @_jit
 def _score_accuracy(mass, f, total, first, end, sides, out):
     "The largest class weight of both sides."
-    left, right, a, b = sides.left, sides.right, sides.left_sum, sides.right_sum
+    left = sides.left
+    right = sides.right
+    a = sides.left_sum
+    b = sides.right_sum
     for c in range(first, end):
         for t in range(len(left)):
-            l, r = mass[f, c, t], total[c] - mass[f, c, t]
+            l = mass[f, c, t]
+            r = total[c] - mass[f, c, t]
             left[t] += l
             right[t] += r
             a[t] = max(a[t], l)
@@ -571,14 +586,18 @@ def _score_accuracy(mass, f, total, first, end, sides, out):
     for t in range(len(left)):
         out[f, t] += a[t] + b[t]
 
-# %% ../nbs/09_split_kernel.ipynb #1b594ad8
+# %% ../nbs/09_split_kernel.ipynb #9ee18da7
 @_jit
 def _score_gini(mass, f, total, first, end, sides, out):
     "The sum of squared class weights over the weight, of both sides."
-    left, right, a, b = sides.left, sides.right, sides.left_sum, sides.right_sum
+    left = sides.left
+    right = sides.right
+    a = sides.left_sum
+    b = sides.right_sum
     for c in range(first, end):
         for t in range(len(left)):
-            l, r = mass[f, c, t], total[c] - mass[f, c, t]
+            l = mass[f, c, t]
+            r = total[c] - mass[f, c, t]
             left[t] += l
             right[t] += r
             a[t] += l * l
@@ -590,10 +609,14 @@ def _score_gini(mass, f, total, first, end, sides, out):
 @_jit
 def _score_entropy(mass, f, total, first, end, sides, out):
     "Minus the weight times the entropy, of both sides."
-    left, right, a, b = sides.left, sides.right, sides.left_sum, sides.right_sum
+    left = sides.left
+    right = sides.right
+    a = sides.left_sum
+    b = sides.right_sum
     for c in range(first, end):
         for t in range(len(left)):
-            l, r = mass[f, c, t], total[c] - mass[f, c, t]
+            l = mass[f, c, t]
+            r = total[c] - mass[f, c, t]
             left[t] += l
             right[t] += r
             a[t] += _xlogx_of_one(l)
@@ -601,16 +624,22 @@ def _score_entropy(mass, f, total, first, end, sides, out):
     for t in range(len(left)):
         out[f, t] += a[t] + (b[t] - _xlogx_of_one(left[t]) - _xlogx_of_one(right[t]))
 
-# %% ../nbs/09_split_kernel.ipynb #59649ffb
+# %% ../nbs/09_split_kernel.ipynb #3613e672
 @_jit
 def _score_classes(mass, f, total, criterion, starts, sides, out):
     "Both sides of all thresholds of a feature, scored by class weights and added up over the outputs."
-    left, right, a, b = sides.left, sides.right, sides.left_sum, sides.right_sum
+    left = sides.left
+    right = sides.right
+    a = sides.left_sum
+    b = sides.right_sum
     for t in range(len(left)):
         out[f, t] = 0.0
     for o in range(len(starts) - 1):
         for t in range(len(left)):
-            left[t], right[t], a[t], b[t] = 0.0, 0.0, 0.0, 0.0
+            left[t] = 0.0
+            right[t] = 0.0
+            a[t] = 0.0
+            b[t] = 0.0
         if criterion == 0:
             _score_accuracy(mass, f, total, starts[o], starts[o + 1], sides, out)
         elif criterion == 1:
@@ -648,22 +677,26 @@ def _score_offset(total, settings, starts):
             offset += weight * math.log(max(starts[o + 1] - starts[o], 2.0))
     return offset
 
-# %% ../nbs/09_split_kernel.ipynb #de21fd7e
+# %% ../nbs/09_split_kernel.ipynb #d076b85c
 @_jit
 def _score(nodes, v, data, settings, features, room):
-    "Score every candidate split, -inf where a side has too few rows or too little weight; the number of valid ones and the best."
-    total, all_rows = nodes.mass[v], float(nodes.count[v])
-    fewest, lightest = settings.min_rows_leaf, settings.min_weight_leaf
-    count, mass, scores, sides, starts = (
-        room.below.count,
-        room.below.mass,
-        room.scores,
-        room.sides,
-        data.starts,
-    )
-    left, right = sides.left, sides.right
-    criterion, ridge, offset = settings.criterion, settings.ridge, _score_offset(total, settings, starts)
-    valid_ones, best = 0, -np.inf
+    "Score every candidate split, -inf where invalid; the number of valid ones and the best score."
+    total = nodes.mass[v]
+    all_rows = float(nodes.count[v])
+    fewest = settings.min_rows_leaf
+    lightest = settings.min_weight_leaf
+    count = room.below.count
+    mass = room.below.mass
+    scores = room.scores
+    sides = room.sides
+    starts = data.starts
+    left = sides.left
+    right = sides.right
+    criterion = settings.criterion
+    ridge = settings.ridge
+    offset = _score_offset(total, settings, starts)
+    valid_ones = 0
+    best = -np.inf
     for f in features:
         if criterion == 3:
             _score_targets(mass, f, total, ridge, left, right, scores)
@@ -677,11 +710,13 @@ def _score(nodes, v, data, settings, features, room):
             best = max(best, scores[f, t])
     return valid_ones, best
 
-# %% ../nbs/09_split_kernel.ipynb #2a716276
+# %% ../nbs/09_split_kernel.ipynb #3cc140ac
 @_jit
 def _draw_noise(base, data, flip, features, room):
-    "Gumbel (or, for permute-and-flip, exponential) noise of every valid candidate: a function of seed, path, feature, threshold."
-    scores, noise, keys = room.scores, room.noise, data.threshold_keys
+    "Gumbel (permute-and-flip: exponential) noise of every valid candidate, keyed by feature and threshold."
+    scores = room.scores
+    noise = room.noise
+    keys = data.threshold_keys
     for f in features:
         h = _mix(base ^ data.feature_keys[f])
         for t in range(scores.shape[1]):
@@ -690,17 +725,21 @@ def _draw_noise(base, data, flip, features, room):
                 exponential = -math.log((np.float64(bits) + 0.5) * 2.0**-53)
                 noise[f, t] = exponential if flip else -math.log(exponential)
 
-# %% ../nbs/09_split_kernel.ipynb #0767c9a9
+# %% ../nbs/09_split_kernel.ipynb #31334e13
 @_jit
 def _pick(valid_ones, best, floor, scale, settings, features, room):
-    "Number of the candidate with the largest rate * score + noise; -1 if there is none worth more than `floor`."
+    "The candidate with the largest rate * score + noise; -1 if none is worth more than `floor`."
     if valid_ones == 0 or best <= floor:
         return -1
-    rate, lowest, top, winner = 0.0, best - 1e-10 * abs(best), -np.inf, -1
+    rate = 0.0
+    lowest = best - 1e-10 * abs(best)
+    top = -np.inf
+    winner = -1
     if settings.epsilon > 0.0:
         rate = 2.0 * math.log(valid_ones) / (settings.epsilon * (scale if scale > 0.0 else best))
         lowest = best - 41.0 / max(rate, 1e-300)
-    scores, noise = room.scores, room.noise
+    scores = room.scores
+    noise = room.noise
     for f in features:
         for t in range(scores.shape[1]):
             if scores[f, t] >= lowest and scores[f, t] > -np.inf:
@@ -714,9 +753,11 @@ def _pick(valid_ones, best, floor, scale, settings, features, room):
 @_jit
 def _choose_features(base, data, settings, room):
     "The features a node may use, in order: those with the smallest keyed numbers."
-    keys, found = data.feature_keys, 0
+    keys = data.feature_keys
+    found = 0
     for f in range(len(keys)):
-        rank, mine = 0, _mix(_mix(base ^ keys[f]) ^ np.uint64(1))
+        rank = 0
+        mine = _mix(_mix(base ^ keys[f]) ^ np.uint64(1))
         if settings.max_features < len(keys):
             for j in range(len(keys)):
                 rank += _mix(_mix(base ^ keys[j]) ^ np.uint64(1)) < mine
@@ -725,7 +766,7 @@ def _choose_features(base, data, settings, room):
             found += 1
     return room.features[:found]
 
-# %% ../nbs/09_split_kernel.ipynb #5f947e47
+# %% ../nbs/09_split_kernel.ipynb #3045ce6c
 @_jit
 def _weight_to_split(nodes, v, data, settings, depth):
     "Weight of the node, or -1 where it must be a leaf: too deep, too few rows, or pure."
@@ -733,9 +774,11 @@ def _weight_to_split(nodes, v, data, settings, depth):
         return -1.0
     if settings.criterion == 3:
         return nodes.mass[v, 0]
-    weight, pure = 0.0, True
+    weight = 0.0
+    pure = True
     for o in range(len(data.starts) - 1):
-        weight, most = 0.0, 0.0
+        weight = 0.0
+        most = 0.0
         for c in range(data.starts[o], data.starts[o + 1]):
             weight += nodes.mass[v, c]
             most = max(most, nodes.mass[v, c])
@@ -754,11 +797,13 @@ def _split(nodes, v, data, settings, base, features, room, depth):
     scale = weight if settings.by_weight else 0.0
     return _pick(valid_ones, best, 1e-12 * nodes.squares[v], scale, settings, features, room)
 
-# %% ../nbs/09_split_kernel.ipynb #1fe9ddfe
+# %% ../nbs/09_split_kernel.ipynb #f5a7f148
 @_jit
 def _grow(data, settings, seed, nodes, order, room):
     "Grow a tree level by level; the number of nodes."
-    v, count, T = 0, 1, room.scores.shape[1]
+    v = 0
+    count = 1
+    T = room.scores.shape[1]
     while v < count:
         n = nodes.end[v] - nodes.start[v]
         rows = room.rows[:n]
@@ -790,11 +835,13 @@ def _divide(nodes, v, order, bins, rows, feature, threshold, count):
         nodes.end[child] = here
         nodes.depth[child] = nodes.depth[v] + 1
         nodes.path[child] = nodes.path[v] * np.uint64(2) + np.uint64(side)
-    nodes.left[v], nodes.right[v] = count, count + 1
-    nodes.feature[v], nodes.threshold[v] = feature, threshold
+    nodes.left[v] = count
+    nodes.right[v] = count + 1
+    nodes.feature[v] = feature
+    nodes.threshold[v] = threshold
     return count + 2
 
-# %% ../nbs/09_split_kernel.ipynb #8794d900
+# %% ../nbs/09_split_kernel.ipynb #a0a443a1
 def grow_numba(
     data: Training,  # Training table
     settings: Settings,  # How to grow
@@ -804,7 +851,9 @@ def grow_numba(
     n = len(data.bins)
     nodes = empty_nodes(min(2 * n - 1, 2 ** (settings.max_depth + 1) - 1), data.starts[-1])
     order = np.arange(n)
-    nodes.start[0], nodes.end[0], nodes.depth[0] = 0, n, 0
+    nodes.start[0] = 0
+    nodes.end[0] = n
+    nodes.depth[0] = 0
     count = _grow(data, settings, np.uint64(seed % 2**64), nodes, order, _buffers(data))
     return some_nodes(nodes, slice(count)), order
 
@@ -878,7 +927,8 @@ def _copy_totals(nodes, v, rest):
 @_jit
 def _take_out(room, data, i, times):
     "Take row `i` out of the cumulative histogram (times = 1), or put it back (times = 0)."
-    below, backup = room.below, room.backup
+    below = room.below
+    backup = room.backup
     _lower_counts(below.count, backup.count, data.bins, i, times)
     if data.targets.shape[1] > 0:
         _lower_mass(below.mass, backup.mass, data.bins, i, 0, times * data.weights[i])
@@ -906,10 +956,10 @@ def _lower_mass(below, backup, bins, i, c, value):
         for b in range(below.shape[2]):
             below[f, c, b] = backup[f, c, b] - (value if b >= first else 0.0)
 
-# %% ../nbs/09_split_kernel.ipynb #ab6fdc07
+# %% ../nbs/09_split_kernel.ipynb #624692b5
 @lru_cache(maxsize=64)
 def _tree_template(n_features, n_classes):
-    "Class, constructor arguments and a typical inner node and leaf of scikit-learn's own tree; `n_classes` () for regression."
+    "Class, arguments, a typical inner node and leaf of scikit-learn's tree; `n_classes` () for regression."
     n = max([2, *n_classes])
     X = np.arange(n)[:, None] * np.ones(n_features)
     if n_classes and max(n_classes) > 1:
@@ -943,10 +993,12 @@ def sklearn_tree(
     cls, args, inner, leaf = _tree_template(n_features, tuple(int(k) for k in n_classes))
     is_leaf = nodes.feature < 0
     state = np.where(is_leaf, leaf, inner)
-    state["left_child"], state["right_child"] = nodes.left, nodes.right
+    state["left_child"] = nodes.left
+    state["right_child"] = nodes.right
     state["feature"] = np.where(is_leaf, -2, nodes.feature)
     state["threshold"] = np.where(is_leaf, -2.0, thresholds)
-    state["impurity"], state["weighted_n_node_samples"] = impurity, weight
+    state["impurity"] = impurity
+    state["weighted_n_node_samples"] = weight
     state["n_node_samples"] = nodes.end - nodes.start
     tree = cls(*args)
     tree.__setstate__(
@@ -1022,7 +1074,7 @@ def _n_features_to_use(max_features, n_features):
         return max(1, int(max_features * n_features))
     return min(int(max_features), n_features)
 
-# %% ../nbs/09_split_kernel.ipynb #05def243
+# %% ../nbs/09_split_kernel.ipynb #adb36719
 class BinnedTable(NamedTuple):
     "A table on its grid."
 
@@ -1035,7 +1087,7 @@ def bin_table(
     est: Any,  # Fitted or half-fitted estimator with the parameters of a stable tree
     X: np.ndarray,  # Training table, (B D), float32
 ) -> BinnedTable:  # Grid and bins
-    "Make the grid of a table, and put its values into bins. Features are keyed by name where there are names."
+    "Make the grid of a table, and put its values into bins. Features are keyed by name, if they have names."
     edges = threshold_grid(X, est.n_thresholds, est.grid, est.feature_range)
     even = isinstance(est.grid, str) and est.grid != "quantile"
     keys = hash_key(np.arange(est.n_features_in_))
@@ -1052,7 +1104,8 @@ def class_rows(
 ) -> Training:  # For the kernel
     "The training table of a classifier."
     place = classes.astype(np.int64)[:, None]
-    starts, keys = np.array([0, n_classes]), table.edges.view(np.uint64)
+    starts = np.array([0, n_classes])
+    keys = table.edges.view(np.uint64)
     return Training(table.bins, place, weights, np.zeros((len(place), 0)), starts, table.feature_keys, keys)
 
 
@@ -1063,7 +1116,8 @@ def target_rows(
 ) -> Training:  # For the kernel
     "The training table of a regressor."
     product = (weights * targets)[:, None]
-    starts, keys = np.array([0, 2]), table.edges.view(np.uint64)
+    starts = np.array([0, 2])
+    keys = table.edges.view(np.uint64)
     place = np.zeros((len(product), 1), np.int64)
     return Training(table.bins, place, weights, product, starts, table.feature_keys, keys)
 
@@ -1112,9 +1166,11 @@ def merge_equal_leaves(
     grown: Grown,  # A grown classifier
 ) -> Grown:  # With fewer nodes
     "The same tree with every pair of leaves of one label joined to a leaf, from the bottom up."
-    nodes, label = some_nodes(grown.nodes, slice(None)), grown.nodes.mass.argmax(1)
+    nodes = some_nodes(grown.nodes, slice(None))
+    label = grown.nodes.mass.argmax(1)
     for v in range(len(label) - 1, -1, -1):
-        left, right = nodes.left[v], nodes.right[v]
+        left = nodes.left[v]
+        right = nodes.right[v]
         if nodes.feature[v] >= 0 and max(nodes.feature[left], nodes.feature[right]) < 0:
             if label[left] == label[right]:
                 _make_leaf(nodes, v)
@@ -1144,7 +1200,8 @@ def prune_nodes(
     tree: Any,  # Its scikit-learn tree after pruning
 ) -> Grown:  # The nodes that are left
     "The nodes that scikit-learn's pruning left, numbered as in its tree."
-    path, index = np.ones(tree.node_count, np.uint64), {p: v for v, p in enumerate(grown.nodes.path.tolist())}
+    path = np.ones(tree.node_count, np.uint64)
+    index = {p: v for v, p in enumerate(grown.nodes.path.tolist())}
     for v in np.flatnonzero(tree.feature >= 0):
         path[[tree.children_left[v], tree.children_right[v]]] = 2 * path[v] + np.arange(2, dtype=np.uint64)
     nodes = some_nodes(grown.nodes, [index[p] for p in path.tolist()])

@@ -79,7 +79,7 @@ def _validate(est, X, y, sample_weight, classify):
     est.n_outputs_ = 1
     return X, y, w
 
-# %% ../nbs/60_trees.ipynb #7b0dbb8d
+# %% ../nbs/60_trees.ipynb #68e9908e
 def _weigh_classes(est, y, w):
     "Row weights times class weights; raises ValueError where no row is left."
     if getattr(est, "class_weight", None) is None:
@@ -87,8 +87,8 @@ def _weigh_classes(est, y, w):
     w = w * compute_sample_weight(est.class_weight, y)
     if not (w.min() >= 0 and 0 < w.sum() < math.inf):
         raise ValueError(
-            f"class_weight={est.class_weight!r} gives no row a positive weight, or one a weight below 0 or not "
-            "finite: weights of classes must be finite, not below 0, and not 0 for all classes of y"
+            f"class_weight={est.class_weight!r} gives no row a positive weight, or one a weight "
+            "below 0 or not finite: weights of classes must be finite, not below 0, and not all 0"
         )
     return w
 
@@ -110,21 +110,23 @@ class _Narrowed:
             tags.classifier_tags.multi_label = False
         return tags
 
-# %% ../nbs/60_trees.ipynb #55f39c77
+# %% ../nbs/60_trees.ipynb #45d64447
 class _StableTree(_Narrowed):
     "What a fitted stable tree can say about its splits."
 
     def split_probabilities(self, node: int = 0) -> np.ndarray:
         "The law from which the node's split was drawn."
         grown = self._grown_state()
-        u, settings = self._node_scores(grown, node), grown.settings
+        u = self._node_scores(grown, node)
+        settings = grown.settings
         scale = grown.weight[node] if settings.by_weight else 0.0
         return kernel.split_law(u, settings.epsilon, scale, settings.flip)
 
     def alternatives(self, node: int = 0, k: int = 5) -> pd.DataFrame:
         "The most probable splits of a node, the one taken marked."
         grown = self._grown_state()
-        p, u = self.split_probabilities(node), self._node_scores(grown, node)
+        p = self.split_probabilities(node)
+        u = self._node_scores(grown, node)
         best = np.argsort(-p.ravel(), kind="stable")[:k]
         f, t = np.unravel_index(best, p.shape)
         names = np.asarray(getattr(self, "feature_names_in_", np.arange(p.shape[0])))
@@ -166,7 +168,7 @@ class _StableTree(_Narrowed):
 
 # %% ../nbs/60_trees.ipynb #b0e64f5f
 class StableTreeClassifier(_StableTree, DecisionTreeClassifier):
-    "A decision tree whose splits are drawn by a stable mechanism with shared, keyed randomness; a scikit-learn tree otherwise."
+    "A decision tree with splits drawn by a stable mechanism and keyed noise; a scikit-learn tree otherwise."
 
     _parameter_constraints = {
         **_PARAMETERS,
@@ -183,11 +185,11 @@ class StableTreeClassifier(_StableTree, DecisionTreeClassifier):
         max_depth: int | None = 5,  # Largest depth, at most 60; None grows until pure
         n_thresholds: int = 64,  # Largest number of thresholds per feature
         grid: str
-        | Sequence = "nice",  # "nice" decimal steps, "linspace", "quantile", or one array of thresholds per feature
+        | Sequence = "nice",  # "nice", "linspace", "quantile", or an array of thresholds per feature
         feature_range: tuple
         | None = None,  # Lowest and highest value of each feature; None takes those of the table
         mechanism: str = "exponential",  # "exponential" or "permute_and_flip"
-        normalize: str = "opt",  # The slack is a share of the best score ("opt") or of the node's weight ("n")
+        normalize: str = "opt",  # The slack is a share of the best score ("opt") or of the weight ("n")
         min_samples_split: int = 2,  # Fewest rows of an inner node
         min_samples_leaf: int = 1,  # Fewest rows of a leaf
         min_weight_fraction_leaf: float = 0.0,  # Smallest share of the whole weight in a leaf
@@ -231,7 +233,7 @@ def _finish(est, grown, tree):
 
 # %% ../nbs/60_trees.ipynb #656acdc6
 class StableTreeRegressor(_StableTree, DecisionTreeRegressor):
-    "The regression tree: the score of a split is its reduction of the squared error, so that a*y + b changes nothing."
+    "The regression tree: a split is worth its fall of the squared error, so that a*y + b changes nothing."
 
     _parameter_constraints = {
         **_PARAMETERS,
@@ -247,7 +249,7 @@ class StableTreeRegressor(_StableTree, DecisionTreeRegressor):
         max_depth: int | None = 5,  # Largest depth, at most 60; None grows until nothing is gained
         n_thresholds: int = 64,  # Largest number of thresholds per feature
         grid: str
-        | Sequence = "nice",  # "nice" decimal steps, "linspace", "quantile", or one array of thresholds per feature
+        | Sequence = "nice",  # "nice", "linspace", "quantile", or an array of thresholds per feature
         feature_range: tuple
         | None = None,  # Lowest and highest value of each feature; None takes those of the table
         mechanism: str = "exponential",  # "exponential" or "permute_and_flip"
@@ -269,7 +271,8 @@ class StableTreeRegressor(_StableTree, DecisionTreeRegressor):
     ) -> "StableTreeRegressor":  # Itself
         "Grow the tree."
         X, y, w = _validate(self, X, y, sample_weight, classify=False)
-        keep, centre = w > 0, np.average(y, weights=w)
+        keep = w > 0
+        centre = np.average(y, weights=w)
         settings = kernel.settings_of(self, X.shape[1], self.criterion, w.sum())
         self.max_features_ = settings.max_features
         table = kernel.bin_table(self, X[keep])
@@ -293,15 +296,16 @@ def _fitted_tree(model):
     check_is_fitted(model)
     if not hasattr(model, "tree_"):
         raise TypeError(
-            f"{type(model).__name__} is not a single decision tree: compare its trees, or in average_sensitivity "
-            "pass distance=lambda a, b: prediction_disagreement(a, b, X)"
+            f"{type(model).__name__} is not a single decision tree: compare its trees, or in "
+            "average_sensitivity pass distance=lambda a, b: prediction_disagreement(a, b, X)"
         )
     return model.tree_
 
-# %% ../nbs/60_trees.ipynb #f6bcf4f3
+# %% ../nbs/60_trees.ipynb #843b4a07
 def _skeleton(model):
     "The nodes of a fitted tree as the distance sees them."
-    tree, names = _fitted_tree(model), getattr(model, "feature_names_in_", None)
+    tree = _fitted_tree(model)
+    names = getattr(model, "feature_names_in_", None)
     feature = tree.feature if names is None else np.append(names, "")[np.maximum(tree.feature, -1)]
     label = np.zeros(tree.node_count)
     if is_classifier(model):
@@ -317,8 +321,10 @@ def differing_nodes(
     labels: bool = True,  # Leaves that predict different classes differ
 ) -> list[tuple[int, int, int]]:  # Node of a, node of b, their depth: the topmost positions that differ
     "Walk two trees together from the root and stop wherever they differ."
-    p, q = _skeleton(a), _skeleton(b)
-    found, queue = [], [(0, 0, 0)]
+    p = _skeleton(a)
+    q = _skeleton(b)
+    found = []
+    queue = [(0, 0, 0)]
     while queue:
         i, j, k = queue.pop(0)
         leaf = p.left[i] < 0 or k == depth
@@ -360,20 +366,22 @@ def prediction_disagreement(
     a: BaseEstimator,  # Fitted model
     b: BaseEstimator,  # Another
     X: Any,  # Rows to predict, (B D)
-) -> float:  # Classifiers: share of rows with different classes; regressors: mean absolute difference, unit of the target
+) -> float:  # Share of rows with different classes; regressors: mean absolute difference, unit of the target
     "How differently two models predict."
-    p, q = a.predict(X), b.predict(X)
+    p = a.predict(X)
+    q = b.predict(X)
     return disagreement(p, q).value if is_classifier(a) else float(np.mean(np.abs(p - q)))
 
-# %% ../nbs/60_trees.ipynb #62a724f5
+# %% ../nbs/60_trees.ipynb #e1381c19
 def partition_distance(
     a: BaseEstimator,  # Fitted tree
     b: BaseEstimator,  # Another
     X: Any,  # Rows, (B D)
-    kind: str = "vi",  # "vi": variation of information over its maximum log B; "ari": one minus the adjusted Rand index
+    kind: str = "vi",  # "vi": variation of information over log B; "ari": one minus the adjusted Rand index
 ) -> float:  # 0 for the same partition into leaves
     "How differently two trees divide rows into leaves, whatever they predict."
-    u, v = a.apply(X), b.apply(X)
+    u = a.apply(X)
+    v = b.apply(X)
     if kind == "ari":
         return float(1 - adjusted_rand_score(u, v))
     if kind != "vi":
@@ -428,14 +436,16 @@ def leave_one_out(
     sample_weight: Any = None,  # Row weights, (B,)
     thresholds: bool = True,  # Count a different threshold at the same feature as a difference
 ) -> LeaveOneOut:  # Exact distances of all B deletions
-    "Exact leave-one-out: one walk down a stable tree and a refit for each row that moves its grid; any other tree is refitted without each row."
+    "Exact leave-one-out: a walk down a stable tree, refits for rows that move its grid and for other trees."
     if not isinstance(model, BaseDecisionTree):
         kind = type(model).__name__
         raise TypeError(
-            f"leave_one_out needs a decision tree, got {kind}: use average_sensitivity with a distance= of your own"
+            f"leave_one_out needs a decision tree, got {kind}: average_sensitivity takes a distance="
         )
     full, model = _fit_with_seed(model, X, y, sample_weight)
-    node, distance, refit = np.full(len(y), -1), np.zeros(len(y)), np.ones(len(y), bool)
+    node = np.full(len(y), -1)
+    distance = np.zeros(len(y))
+    refit = np.ones(len(y), bool)
     if isinstance(model, _StableTree):
         node, distance, refit = _walk_deletions(full, X, y, sample_weight)
     if not thresholds:
@@ -448,7 +458,7 @@ def leave_one_out(
         node[i] = found[0][0] if found else -1
     return LeaveOneOut(full, distance, node, refit)
 
-# %% ../nbs/60_trees.ipynb #f59b680d
+# %% ../nbs/60_trees.ipynb #378e5e76
 def _has_weight(model, y, sample_weight):
     "The rows that a fit looks at: those of positive weight, the class weight included, (B,)."
     w = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, float)
@@ -456,16 +466,17 @@ def _has_weight(model, y, sample_weight):
 
 
 def _walk_deletions(full, X, y, sample_weight):
-    "Topmost change and distance for every row of a stable tree, and the rows for which that is not the whole story."
-    grown, node = full._grown, np.full(len(y), -1)
+    "Topmost change and distance for every row of a stable tree, and the rows that need a refit."
+    grown = full._grown
+    node = np.full(len(y), -1)
     first = kernel.first_changes(grown.data, grown.settings, grown.seed, grown.nodes, grown.order)
     node[_has_weight(full, y, sample_weight)] = first
     distance = np.where(node < 0, 0.0, node_weight(grown.nodes.depth[node], grown.settings.max_depth))
     return node, distance, _rows_to_refit(full, X, y, sample_weight)
 
-# %% ../nbs/60_trees.ipynb #6839db77
+# %% ../nbs/60_trees.ipynb #f709464a
 def _rows_to_refit(model, X, y, sample_weight):
-    "Rows for which the walk is not the whole story: they move the grid or take a class with them; all, if the tree is pruned."
+    "Rows that need a refit: they move the grid or take a class with them; all, if the tree is pruned."
     X, present = validate_data(model, X, dtype=np.float32, reset=False), _has_weight(model, y, sample_weight)
     refit = np.zeros(len(y), bool)
     refit[present] = kernel.rows_that_move_the_grid(
@@ -503,7 +514,7 @@ class Sensitivity:
 
 # %% ../nbs/60_trees.ipynb #022f60a0
 def average_sensitivity(
-    model: BaseEstimator,  # Any scikit-learn tree, ours or not; without a seed it is given one, the same for all refits
+    model: BaseEstimator,  # Any scikit-learn tree; without a seed it is given one, the same for all refits
     X: Any,  # Training table, (B D)
     y: Any,  # Target, (B,)
     k: int = 1,  # Rows deleted at a time
@@ -514,7 +525,7 @@ def average_sensitivity(
     seed: int = 0,  # Seed of the random deletions
     n_jobs: int | None = None,  # joblib workers for the refits
 ) -> Sensitivity:  # Mean and interval
-    "The average distance between the model and the model refitted without k rows; without refits where that is exact."
+    "The average distance between the model and the model without k rows; by the walk where that is exact."
     _check_deletions(k, n_draws, len(y))
     if k == 1 and n_draws is None and distance is None and isinstance(model, _StableTree):
         return _summary(leave_one_out(model, X, y, sample_weight).distance, exact=True)
@@ -529,7 +540,7 @@ def average_sensitivity(
     values = np.array(Parallel(n_jobs)(delayed(one)(r) for r in bar))
     return _summary(values, exact=k == 1 and len(rows) == len(y))
 
-# %% ../nbs/60_trees.ipynb #8d6ffd47
+# %% ../nbs/60_trees.ipynb #765fdc9f
 def _check_deletions(k, n_draws, n):
     "Raise ValueError for deletions that cannot be made, or of which there are too few."
     if not 1 <= k < n:
@@ -565,7 +576,9 @@ class SensitivityReport:
     by_depth: (
         pd.DataFrame
     )  # One row per depth: inner nodes, deletions whose topmost change is there, share of the sensitivity
-    by_row: pd.DataFrame  # Rows whose deletion changes the tree, largest distance first: distance, node, depth, feature, threshold
+    by_row: (
+        pd.DataFrame
+    )  # Rows that matter, largest distance first: distance, node, depth, feature, threshold
     refitted: int  # Deletions that needed a refit
 
 
@@ -577,17 +590,20 @@ def sensitivity_report(
 ) -> SensitivityReport:  # By depth and by row
     "The exact average sensitivity, taken apart by the depth of the change and by row."
     loo = leave_one_out(model, X, y, sample_weight)
-    by_depth, by_row = pd.DataFrame(_lines_by_depth(loo)), pd.DataFrame(_columns_by_row(loo))
+    by_depth = pd.DataFrame(_lines_by_depth(loo))
+    by_row = pd.DataFrame(_columns_by_row(loo))
     return SensitivityReport(loo.mean, by_depth, by_row, int(loo.refitted.sum()))
 
-# %% ../nbs/60_trees.ipynb #cf356eac
+# %% ../nbs/60_trees.ipynb #f0903fa4
 def _columns_by_row(loo):
     "What the deletion of each row that matters changes."
-    tree, model = loo.model.tree_, loo.model
+    tree = loo.model.tree_
+    model = loo.model
     names = getattr(model, "feature_names_in_", np.arange(model.n_features_in_))
     hit = np.flatnonzero(loo.distance > 0)
     hit = hit[np.argsort(-loo.distance[hit], kind="stable")]
-    f, t = tree.feature[loo.node[hit]], tree.threshold[loo.node[hit]]
+    f = tree.feature[loo.node[hit]]
+    t = tree.threshold[loo.node[hit]]
     feature = [names[i] if i >= 0 else "(leaf)" for i in f]
     place = {"row": hit, "distance": loo.distance[hit], "node": loo.node[hit], "depth": loo.depth[hit]}
     return {**place, "feature": feature, "threshold": np.where(f >= 0, t, np.nan)}
@@ -610,7 +626,8 @@ def tree_text(
     digits: int = 6,  # Of the thresholds; with 17 the same text is the same tree
 ) -> str:  # The tree on one line
     "A tree as nested text: (feature <= threshold: left | right), leaves by their class."
-    nodes, classify = _skeleton(model), is_classifier(model)
+    nodes = _skeleton(model)
+    classify = is_classifier(model)
 
     def text(i, k):
         if nodes.left[i] < 0 and classify:
@@ -618,7 +635,8 @@ def tree_text(
         if nodes.left[i] < 0 or k == depth:
             return "."
         name = nodes.feature[i] if isinstance(nodes.feature[i], str) else f"x{nodes.feature[i]}"
-        left, right = text(nodes.left[i], k + 1), text(nodes.right[i], k + 1)
+        left = text(nodes.left[i], k + 1)
+        right = text(nodes.right[i], k + 1)
         return f"({name} <= {nodes.threshold[i]:.{digits}g}: {left} | {right})"
 
     return text(0, 0)
@@ -714,14 +732,15 @@ def keyed_bootstrap(
     keys: np.ndarray,  # Key of every row, (B,)
     seed: int,  # Seed of the resample
 ) -> np.ndarray:  # Poisson(1) weights, (B,): each a function of seed and key alone
-    "A bootstrap resample in which no row depends on the others: deleting one leaves the weights of the rest as they are."
+    "A bootstrap resample in which no row depends on the others: without one, the rest keep their weights."
     cumulative = pdtr(np.arange(20), 1.0)
     return np.searchsorted(cumulative, keyed_uniform(seed, keys, "bootstrap")).astype(float)
 
 # %% ../nbs/60_trees.ipynb #f5031585
 def _grow_forest(est, X, w, rows_of, make, sample_key):
     "The trees of a forest: one grid and one set of bins for all, keyed bootstrap weights, one seed per tree."
-    keep, keys = w > 0, row_keys(X, sample_key)
+    keep = w > 0
+    keys = row_keys(X, sample_key)
     table = kernel.bin_table(est, X[keep])
     settings = kernel.settings_of(est, X.shape[1], est.criterion, w.sum())
 
@@ -736,13 +755,15 @@ def _grow_forest(est, X, w, rows_of, make, sample_key):
 
     return Parallel(est.n_jobs, prefer="threads")(delayed(one)(i) for i in range(est.n_estimators))
 
-# %% ../nbs/60_trees.ipynb #b92b4a1d
+# %% ../nbs/60_trees.ipynb #e40a9ae5
 def _as_member(kind, est, tree, seed):
-    "A scikit-learn tree of an ensemble as an estimator of its own, with the ensemble's settings and without the training rows."
+    "A tree of an ensemble as an estimator of its own, with the ensemble's settings, without training rows."
     shared = set(kind._get_param_names()) - {"random_state", "class_weight"}
     member = kind(**{k: getattr(est, k) for k in shared if hasattr(est, k)}, random_state=seed)
-    member.tree_, member.seed_ = tree, seed
-    member.n_outputs_, member.n_features_in_ = 1, est.n_features_in_
+    member.tree_ = tree
+    member.seed_ = seed
+    member.n_outputs_ = 1
+    member.n_features_in_ = est.n_features_in_
     member.max_features_ = est.n_features_in_
     for name in ("feature_names_in_", "classes_", "n_classes_"):
         if hasattr(est, name):
@@ -859,7 +880,7 @@ class StableForestRegressor(_Narrowed, RandomForestRegressor):
 
 # %% ../nbs/60_trees.ipynb #820f688f
 def _boost(est, X, w, score, step, n_outputs):
-    "Newton boosting: `step(score)` gives gradient and curvature (B K); trees (rounds, K), each a regression tree."
+    "Newton boosting: `step(score)` gives gradient and curvature (B K); trees (rounds, K)."
     keep = w > 0
     table = kernel.bin_table(est, X[keep])
     settings = kernel.settings_of(est, X.shape[1], "squared_error", 0.0, est.l2)
@@ -940,7 +961,8 @@ class StableGradientBoostingClassifier(ClassifierMixin, _Boosting):
         if K < 2:
             raise ValueError("y contains one class only: boosting needs at least two classes")
         prior = np.maximum(np.bincount(cls, w, K) / w.sum(), 1e-12)
-        binary, onehot = K == 2, np.eye(K)[cls]
+        binary = K == 2
+        onehot = np.eye(K)[cls]
         self.start_ = np.log(prior[1:] / prior[:1]) if binary else np.log(prior)
 
         def step(score):
