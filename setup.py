@@ -36,7 +36,7 @@ setup(
     package_data={"xai_nb": ["py.typed"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=requirements("requirements"),
-    extras_require={"dev": requirements("dev_requirements"), "bench": requirements("bench_requirements")},
+    extras_require={extra: requirements(f"{extra}_requirements") for extra in ("dev", "zoo", "bench")},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['SEGMENTS', 'LIT', 'Images', 'rectangle_boxes', 'draw_boxes', 'area_target', 'rectangles', 'digits', 'ink_digits',
-           'Photographs', 'photographs', 'photograph_patches', 'glyphs', 'cifar10', 'image_folder']
+           'read_picture', 'Preparation', 'Photographs', 'photographs', 'photograph_patches', 'Pictures', 'pictures',
+           'glyphs', 'cifar10', 'image_folder']
 
 # %% ../nbs/01_data.ipynb #ed2588fb
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import DataNotFound
+from .core import DataNotFound, need_package
 
 # %% ../nbs/01_data.ipynb #e75c5e06
 @dataclass(frozen=True)
@@ -143,6 +145,118 @@ def ink_digits(size: int = 32,  # Side, pixels
     mask = x[:, 0] >= threshold
     return Images(x, area_target(mask.flatten(1).sum(1).double()).float(), mask)
 
+# %% ../nbs/01_data.ipynb #a06b395b
+def read_picture(
+    picture: Any,  # A file, a Pillow picture, or an array (H W), (H W 1), (H W 3) or (H W 4) of uint8 or uint16
+) -> Any:  # Pillow picture, RGB, 8 bits, upright; raises DataNotFound or ValueError
+    "Read one picture: turned as its EXIF mark says, in RGB, with 8 bits a channel; alpha is dropped."
+    from PIL import Image, ImageOps
+
+    if isinstance(picture, (str, Path)):
+        if not Path(picture).is_file():
+            raise DataNotFound(f"no picture file {picture}")
+        try:
+            with Image.open(picture) as opened:
+                return _eight_bits(ImageOps.exif_transpose(opened)).convert("RGB")
+        except Exception as e:
+            reason = (str(e).splitlines() or [type(e).__name__])[0]
+            raise ValueError(f"cannot read {picture} as a picture: {reason}") from e
+    if isinstance(picture, np.ndarray):
+        picture = _from_array(picture)
+    return _eight_bits(picture).convert("RGB")
+
+# %% ../nbs/01_data.ipynb #5420ae98
+def _from_array(a: np.ndarray) -> Any:
+    "An array of whole numbers as a Pillow picture."
+    from PIL import Image
+
+    if a.ndim == 3 and a.shape[2] == 1:
+        a = a[:, :, 0]
+    if a.ndim not in (2, 3) or (a.ndim == 3 and a.shape[2] not in (3, 4)):
+        raise ValueError(f"a picture has shape {a.shape}, expected (H W), (H W 3) or (H W 4)")
+    if a.dtype == np.uint16:
+        a = np.round(a / 257).astype(np.uint8)
+    if a.dtype != np.uint8:
+        raise TypeError(f"a picture holds {a.dtype}; pass uint8 or uint16, or a tensor (3 H W) with values in [0, 1]")
+    return Image.fromarray(a)
+
+
+def _eight_bits(picture: Any) -> Any:
+    "A grey Pillow picture of 16 bits with 8, which Pillow itself would clip to white; others as they are."
+    if picture.mode[0] not in "IF":
+        return picture
+    values = np.asarray(picture)
+    if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError("its numbers have neither 8 nor 16 bits")
+    return _from_array(values.astype(np.uint16))
+
+# %% ../nbs/01_data.ipynb #5413defc
+@dataclass(frozen=True)
+class Preparation:
+    "How a picture becomes the input of a model: short side resized, centre cut out, channels normalised."
+
+    size: int = 224  # Side of the square input, pixels
+    resize: int = 224  # Length of the shorter side before the square is cut from the middle, pixels
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # Subtracted from the channels, which are in [0, 1]
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)  # Divides the channels then
+    interpolation: str = "bilinear"  # "bilinear" or "bicubic", both with antialiasing
+
+    def __call__(
+        self,
+        pictures: Any,  # A list of pictures as in `read_picture`, one of them, or a tensor (B 3 H W) or (3 H W) in [0, 1]
+    ) -> Tensor:  # (B 3 size size), the model's input
+        "Cut and normalise."
+        from torchvision.transforms.functional import normalize
+
+        return normalize(self.cut(pictures), self.mean, self.std)
+
+    def cut(
+        self,
+        pictures: Any,  # As in the call
+    ) -> Tensor:  # (B 3 size size) in [0, 1], to look at
+        "Resize and cut, without normalising."
+        if isinstance(pictures, Tensor):
+            return self._square(_unit_range(pictures if pictures.ndim == 4 else pictures[None]))
+        single = isinstance(pictures, (str, Path)) or not isinstance(pictures, Sequence)
+        if isinstance(pictures, np.ndarray):
+            single = pictures.ndim < 4
+        return torch.stack([self._one(p) for p in ([pictures] if single else pictures)])
+
+    def masks(
+        self,
+        masks: Sequence[np.ndarray | Tensor],  # Object masks, each (H W) bool, sizes may differ
+    ) -> Tensor:  # (B size size) bool
+        "Cut masks as the pictures are cut; a pixel belongs to the object if at least half of it does."
+        each = (torch.as_tensor(m).float()[None, None] for m in masks)
+        return torch.cat([self._square(m)[:, 0] >= 0.5 for m in each])
+
+    def _one(self, picture: Any) -> Tensor:
+        "One picture, (3 size size) in [0, 1]; resized by Pillow, as the command does."
+        from torchvision.transforms.functional import to_tensor
+
+        if isinstance(picture, Tensor):
+            return self.cut(picture)[0]
+        return to_tensor(self._square(read_picture(picture)))
+
+    def _square(self, picture: Any) -> Any:
+        "Resize the short side and cut out the centre."
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.functional import center_crop, resize
+
+        mode = InterpolationMode(self.interpolation)
+        return center_crop(resize(picture, self.resize, mode, antialias=True), [self.size, self.size])
+
+
+def _unit_range(x: Tensor) -> Tensor:
+    "A batch (B 3 H W) as floats in [0, 1]; raises ValueError for other shapes and ranges."
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise ValueError(f"pictures have shape {tuple(x.shape)}, expected (B 3 H W) or (3 H W)")
+    if x.dtype == torch.uint8:
+        return x.float() / 255
+    if not x.is_floating_point() or x.min() < 0 or x.max() > 1:
+        raise ValueError("a tensor of pictures holds uint8, or floats in [0, 1]; divide by 255 first, and do not normalise it")
+    return x
+
 # %% ../nbs/01_data.ipynb #c9b47157
 @dataclass(frozen=True)
 class Photographs:
@@ -175,6 +289,102 @@ def photograph_patches(size: int = 64,  # Side of a patch, pixels
         patches.append(picture.unfold(1, size, stride).unfold(2, size, stride).permute(1, 2, 0, 3, 4).flatten(0, 1))
     y = torch.cat([torch.full((len(p),), i) for i, p in enumerate(patches)])
     return Images(torch.cat(patches).contiguous(), y, names=photos.names)
+
+# %% ../nbs/01_data.ipynb #9fa943b4
+@dataclass(frozen=True)
+class Pictures:
+    "Photographs of different sizes with what is known about each; `None` where nothing is."
+
+    images: tuple[np.ndarray, ...]  # Each (H W 3) uint8
+    names: tuple[str, ...]  # One per picture
+    labels: tuple[int | None, ...]  # ImageNet class, 0 to 999
+    masks: tuple[np.ndarray | None, ...]  # The object, (H W) bool
+    depth: tuple[np.ndarray | None, ...]  # True disparity, (H W) float32, pixels, larger is nearer; NaN where unknown
+    credits: tuple[str, ...]  # Author and licence, for the caption
+
+    def __len__(self) -> int:  # Number of pictures
+        "How many pictures there are."
+        return len(self.images)
+
+# %% ../nbs/01_data.ipynb #3924575a
+@dataclass(frozen=True)
+class _Source:
+    "Where a photograph comes from."
+
+    function: str  # Of skimage.data
+    label: int | None  # ImageNet class
+    credit: str
+    outline: str = ""  # Corners "x,y x,y ...", pixels
+
+
+_CAT = "42,0 33,50 32,90 38,120 0,130 0,299 280,299 292,285 307,262 322,238 343,205 354,168 364,140 362,105 358,74 376,60 398,10 401,0"
+_CUP = (
+    "172,104 175,80 188,57 208,37 235,23 262,17 295,17 328,23 360,36 385,56 402,80 409,108 407,135 396,172 384,205 362,232 356,245 "
+    "330,262 312,276 285,284 262,281 256,277 243,287 230,304 222,308 205,304 196,292 197,274 206,252 216,240 199,222 185,196 176,160"
+)
+_BIKE = (
+    "130,150 150,140 175,155 250,170 330,190 352,185 330,150 322,110 370,105 430,115 490,80 500,10 520,10 522,75 550,90 545,110 "
+    "585,115 585,145 570,180 560,215 580,262 620,270 650,305 668,330 690,400 682,440 640,456 595,440 540,400 520,350 505,330 500,270 "
+    "478,300 470,350 440,385 360,385 352,440 318,440 318,385 285,375 250,395 215,406 175,400 140,370 118,310 122,275 140,245 90,265 90,190"
+)
+_ROCKET = "322,126 316,134 312,146 311,176 314,182 314,406 331,406 331,182 333,176 333,146 328,134"
+
+# %% ../nbs/01_data.ipynb #d002a125
+_SOURCES = {
+    "cat": _Source("chelsea", 285, "Chelsea the cat, Stefan van der Walt, CC0", _CAT),
+    "coffee": _Source("coffee", 967, "Coffee, Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0", _CUP),
+    "motorcycle": _Source("stereo_motorcycle", 665, "Motorcycle, Middlebury stereo 2014, Nesic, Westling, Wang, "
+                          "Kitajima, Krathwohl, Scharstein", _BIKE),
+    "rocket": _Source("rocket", 657, "DSCOVR on Falcon 9, SpaceX, public domain", _ROCKET),
+    "camera": _Source("camera", 872, "Camera, Lav Varshney, CC0"),
+    "astronaut": _Source("astronaut", None, "Eileen Collins, NASA, public domain"),
+    "retina": _Source("retina", None, "Retina, Mikael Haeggstroem, CC0"),
+    "tissue": _Source("immunohistochemistry", None, "Colonic glands, FHL2 by DAB, haematoxylin, CMMI, no known restrictions"),
+}
+
+
+def pictures(
+    names: Sequence[str] = ("cat", "coffee", "motorcycle", "rocket"),  # Also "camera", "astronaut", "retina", "tissue"
+) -> Pictures:  # Raises ImportError without scikit-image, ValueError for an unknown name
+    "Real photographs from scikit-image, with ImageNet classes, object masks and true disparity where there are any."
+    data = need_package("skimage.data", "zoo", package="scikit-image")
+    names = (names,) if isinstance(names, str) else tuple(names)
+    unknown = [n for n in names if n not in _SOURCES]
+    if unknown:
+        raise ValueError(f"no picture {unknown[0]!r}; there are {', '.join(_SOURCES)}")
+    rows = [_picture(_SOURCES[n], getattr(data, _SOURCES[n].function)()) for n in names]
+    images, masks, depth = zip(*rows) if rows else ((), (), ())
+    labels = tuple(_SOURCES[n].label for n in names)
+    return Pictures(images, names, labels, masks, depth, tuple(_SOURCES[n].credit for n in names))
+
+# %% ../nbs/01_data.ipynb #2c0bc838
+def _picture(source: _Source, raw: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    "Picture (H W 3), mask and disparity (H W), or None for what there is not."
+    left, _, disparity = raw if isinstance(raw, tuple) else (raw, None, None)
+    image = np.asarray(read_picture(np.asarray(left)))
+    mask = _inside(source.outline, image.shape[:2]) if source.outline else None
+    if disparity is None:
+        return image, mask, None
+    depth = np.where(np.isfinite(disparity), disparity, np.nan).astype(np.float32)
+    return image, mask & _stands_before(depth, mask), depth
+
+
+def _inside(outline: str, shape: tuple[int, int]) -> np.ndarray:
+    "The pixels of a polygon, (H W) bool."
+    from PIL import Image, ImageDraw
+
+    canvas = Image.new("1", shape[::-1])
+    ImageDraw.Draw(canvas).polygon([tuple(map(int, p.split(","))) for p in outline.split()], fill=1)
+    return np.array(canvas)
+
+
+def _stands_before(depth: np.ndarray, outline: np.ndarray) -> np.ndarray:
+    "Pixels nearer than floor and wall, (H W) bool: the floor is a plane through the lowest rows outside of the outline."
+    row, column = np.mgrid[: depth.shape[0], : depth.shape[1]]
+    floor = (row > 420) & np.isfinite(depth) & ~outline
+    design = np.stack([row, column, np.ones_like(row)], -1).astype(float)
+    plane = design @ np.linalg.lstsq(design[floor], depth[floor], rcond=None)[0]
+    return np.nan_to_num(depth) > np.maximum(34, plane + 1.5)
 
 # %% ../nbs/01_data.ipynb #32aba107
 SEGMENTS = torch.tensor([[[-1, -2], [1, -2]], [[1, -2], [1, 0]], [[1, 0], [1, 2]], [[-1, 2], [1, 2]],
@@ -262,11 +472,10 @@ def image_folder(root: str | Path,  # Folder with one sub-folder of pictures per
                  size: int = 224,  # Side after resizing the short side and cropping the centre, pixels
                  limit: int | None = None,  # At most this many pictures, spread evenly over the set; None for all
                 ) -> Images:  # (N 3 size size) in [0, 1]
-    "An ImageFolder set in memory, read by torchvision."
-    from torchvision import transforms as T
+    "A folder of pictures in memory, found by torchvision, read by `read_picture` as the command does."
     from torchvision.datasets import ImageFolder
-    prepare = T.Compose([T.Resize(size), T.CenterCrop(size), T.ToTensor()])
-    try: raw = ImageFolder(str(root), prepare)
+    prepare = Preparation(size, size)
+    try: raw = ImageFolder(str(root), lambda picture: prepare.cut(picture)[0], loader=read_picture)
     except FileNotFoundError as e:
         raise DataNotFound(f"no class folders with pictures in {Path(root).absolute()}; put them there as <class name>/<picture>.jpg") from e
     keep = range(len(raw)) if limit is None else np.linspace(0, len(raw) - 1, min(limit, len(raw))).astype(int)

