@@ -18,242 +18,302 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .core import LayerError, Target, capture, check_finite, check_target, eval_mode, in_chunks, resolve_target, unwrap_output
+from xai_nb.core import (
+    LayerError,
+    Target,
+    capture,
+    check_finite,
+    check_target,
+    eval_mode,
+    in_chunks,
+    resolve_target,
+    unwrap_output,
+)
 
 # %% ../nbs/03_attribution.ipynb #7c500e9b
 @contextmanager
-def _explaining(model: Callable,  # A module, or any differentiable function
-               ) -> Iterator[None]:  # A context with gradients on and the module in eval mode
+def _explaining(model: Callable) -> Iterator[None]:
     "Gradients on, inference mode off, eval mode on; all three as before afterwards."
-    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model) if isinstance(model, nn.Module) else nullcontext():
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        eval_mode(model) if isinstance(model, nn.Module) else nullcontext(),
+    ):
         yield
 
-def _checked(x: Tensor,  # Input batch, (B ...)
-             target: Target,  # As the user gave it
-             ndim: int | None = None,  # Exact number of dimensions wanted, None: two or more
-            ) -> tuple[Tensor, Target]:  # `x` without graph, and the target as int, tensor, callable or None
+# %% ../nbs/03_attribution.ipynb #6fc0a5e2
+def _checked(x: Tensor, target: Target, ndim: int | None = None) -> tuple[Tensor, Target]:
     "Refuse what cannot be explained: no tensor, integers, no batch axis, an empty batch, NaN."
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; pass a floating-point tensor, for example x.float()")
+        raise TypeError(
+            f"x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; pass a floating-point tensor, for example x.float()"
+        )
     if x.ndim < 2 or (ndim and x.ndim != ndim):
         want = "(B ...) with a batch axis; add the missing axis with x[None]"
-        if ndim == 4: want = "(B C H W); make one image (C H W) a batch with x[None], and sequences (B C L) images of one row with x[:, :, None]"
+        if ndim == 4:
+            want = "(B C H W); make one image (C H W) a batch with x[None], and sequences (B C L) images of one row with x[:, :, None]"
         raise ValueError(f"x has shape {tuple(x.shape)}, expected {want}")
-    if not len(x): raise ValueError("x holds no examples")
+    if not len(x):
+        raise ValueError("x holds no examples")
     with torch.inference_mode(False):
         target = check_target(target, len(x))
-        if isinstance(target, Tensor) and target.is_inference(): target = target.clone()
+        if isinstance(target, Tensor) and target.is_inference():
+            target = target.clone()
         return check_finite("x", x.clone() if x.is_inference() else x.detach()), target
 
 # %% ../nbs/03_attribution.ipynb #28d09f8f
-def _rows(fn: Callable[[Tensor, Target], Tensor],  # Takes rows and their targets, returns one entry per row
-          variants: Iterator[Tensor],  # Variants of one batch, each (B ...), consumed in order
-          target: Target,  # One index, one per example, a callable or None
-          batch_size: int | None,  # Rows per call; None: the batch, filled up to 512 rows or 8 MiB of input
-         ) -> Iterator[Tensor]:  # The results, one (B ...) tensor per variant
+def _rows(
+    fn: Callable[[Tensor, Target], Tensor], variants: Iterator[Tensor], target: Target, batch_size: int | None
+) -> Iterator[Tensor]:
     "Apply `fn` to every variant of a batch with at most `batch_size` rows in a call."
-    first = next(variants := iter(variants)); b = len(first)
+    first = next(variants := iter(variants))
+    b = len(first)
     size = batch_size or max(b, min(512, 2**21 // max(1, first[0].numel())))
-    if size < 1: raise ValueError(f"batch_size is {batch_size}, expected a positive number or None")
+    if size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected a positive number or None")
     group = [first, *islice(variants, max(1, size // b) - 1)]
     while group:
         each = target.repeat(len(group)) if isinstance(target, Tensor) and target.ndim else target
         yield from in_chunks(fn, torch.cat(group), size, each).split(b)
         group = list(islice(variants, max(1, size // b)))
 
-def _fixed(model: Callable,  # Inside `_explaining`
-           x: Tensor,  # (B ...)
-           target: Target,  # As given
-           batch_size: int | None,  # Rows per call
-          ) -> Target:  # The target; None becomes the predicted classes of the clean input, if there are classes
+
+def _fixed(model: Callable, x: Tensor, target: Target, batch_size: int | None) -> Target:
     "Decide the class once, on the clean input, so that it does not change along a path or under noise."
-    if target is not None: return target
-    with torch.no_grad(): y = in_chunks(lambda rows: unwrap_output(model(rows.clone())), x, batch_size)
+    if target is not None:
+        return target
+    with torch.no_grad():
+        y = in_chunks(lambda rows: unwrap_output(model(rows.clone())), x, batch_size)
     return y.argmax(1) if y.ndim == 2 and y.shape[1] > 1 else None
 
 # %% ../nbs/03_attribution.ipynb #73e4aaca
-def _input_gradient(model: Callable,  # Inside `_explaining`
-                    x: Tensor,  # (B ...)
-                    target: Target,  # As in `resolve_target`
-                   ) -> Tensor:  # (B ...), the gradient of the target with respect to `x`
+def _input_gradient(model: Callable, x: Tensor, target: Target) -> Tensor:
     "One forward and one backward pass; the clone keeps a first in-place layer away from `x`."
     leaf = x.detach().requires_grad_()
     return _backward(resolve_target(model(leaf.clone()), target), leaf)
 
-def _backward(y: Tensor,  # (B,), the explained numbers
-              leaf: Tensor,  # (B ...), what they are differentiated by
-             ) -> Tensor:  # The shape of `leaf`
+
+def _backward(y: Tensor, leaf: Tensor) -> Tensor:
     "The gradient of each number with respect to its own row; zero where a number does not depend on it."
-    if not y.requires_grad: raise ValueError("the explained output has no gradient: something on the way to it detaches, rounds or is constant")
+    if not y.requires_grad:
+        raise ValueError(
+            "the explained output has no gradient: something on the way to it detaches, rounds or is constant"
+        )
     return check_finite("the gradient", torch.autograd.grad(y.sum(), leaf, materialize_grads=True)[0])
 
 # %% ../nbs/03_attribution.ipynb #a1e8352f
-def gradient(model: Callable,  # Module or differentiable function, (B ...) -> (B,) or (B K)
-             x: Tensor,  # Input batch, (B C H W) or any (B ...), floating point
-             target: Target = None,  # What to explain, see `resolve_target`; None: the output, or the predicted class
-             *,
-             batch_size: int | None = None,  # Examples per pass, None: all at once
-            ) -> Tensor:  # (B C H W), output units per input unit; NonFiniteError for NaN in `x` or in the result
+def gradient(
+    model: Callable,  # Module or differentiable function, (B ...) -> (B,) or (B K)
+    x: Tensor,  # Input batch, (B C H W) or any (B ...), floating point
+    target: Target = None,  # What to explain, see `resolve_target`; None: the output, or the predicted class
+    *,
+    batch_size: int | None = None,  # Examples per pass, None: all at once
+) -> Tensor:  # (B C H W), output units per input unit; NonFiniteError for NaN in `x` or in the result
     "The gradient of the explained output with respect to the input (Simonyan et al. 2014)."
     x, target = _checked(x, target)
-    with _explaining(model): return in_chunks(lambda rows, t: _input_gradient(model, rows, t), x, batch_size, target)
+    with _explaining(model):
+        return in_chunks(lambda rows, t: _input_gradient(model, rows, t), x, batch_size, target)
 
 # %% ../nbs/03_attribution.ipynb #8886ac8f
-def gradient_x_input(model: Callable,  # Module or differentiable function
-                     x: Tensor,  # (B C H W) or any (B ...)
-                     target: Target = None,  # As in `gradient`
-                     *,
-                     batch_size: int | None = None,  # Examples per pass
-                     return_residual: bool = False,  # True: also the homogeneity gap
-                    ) -> Tensor | tuple[Tensor, Tensor]:  # (B C H W) in output units; with the residual (B,): sum of the map minus the output
+def gradient_x_input(
+    model: Callable,  # Module or differentiable function
+    x: Tensor,  # (B C H W) or any (B ...)
+    target: Target = None,  # As in `gradient`
+    *,
+    batch_size: int | None = None,  # Examples per pass
+    return_residual: bool = False,  # True: also the homogeneity gap
+) -> (
+    Tensor | tuple[Tensor, Tensor]
+):  # (B C H W) in output units; with the residual (B,): sum of the map minus the output
     "Gradient times input; sums to the output where the model is homogeneous."
     x, target = _checked(x, target)
     with _explaining(model):
         target = _fixed(model, x, target, batch_size) if return_residual else target
         maps = x * in_chunks(lambda rows, t: _input_gradient(model, rows, t), x, batch_size, target)
-        if not return_residual: return maps
+        if not return_residual:
+            return maps
         return maps, maps.flatten(1).sum(1) - _score(model, x, target, batch_size)
 
 # %% ../nbs/03_attribution.ipynb #4107fac7
-def _score(model: Callable,  # Inside `_explaining`
-           x: Tensor,  # (B ...)
-           target: Target,  # As in `resolve_target`
-           batch_size: int | None,  # Rows per call
-          ) -> Tensor:  # (B,), the explained output, without graph
+def _score(model: Callable, x: Tensor, target: Target, batch_size: int | None) -> Tensor:
     "The explained number of every example."
-    with torch.no_grad(): return in_chunks(lambda rows, t: resolve_target(model(rows.clone()), t), x, batch_size, target)
+    with torch.no_grad():
+        return in_chunks(lambda rows, t: resolve_target(model(rows.clone()), t), x, batch_size, target)
 
 # %% ../nbs/03_attribution.ipynb #b5b9b2b1
-def _noises(x: Tensor,  # (B ...), gives shape, type and device
-            sigma: float | Tensor,  # Standard deviation, in input units; a number or (B,)
-            draws: int,  # Number of independent draws
-            signs: tuple[int, ...],  # (1, -1) for pairs
-            shared: bool,  # One draw for all examples
-            generator: torch.Generator | None,  # None: a private one with seed 0
-           ) -> Iterator[Tensor]:  # draws * len(signs) tensors that broadcast to `x`
+def _noises(
+    x: Tensor,
+    sigma: float | Tensor,
+    draws: int,
+    signs: tuple[int, ...],
+    shared: bool,
+    generator: torch.Generator | None,
+) -> Iterator[Tensor]:
     "Gaussian noise, drawn in float32 on the generator's device, so that precision and device do not change it."
     generator = generator or torch.Generator().manual_seed(0)
     width = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-    if width.ndim: width = width.reshape(-1, *[1] * (x.ndim - 1))
+    if width.ndim:
+        width = width.reshape(-1, *[1] * (x.ndim - 1))
     for _ in range(draws):
-        eps = torch.randn((1 if shared else len(x), *x.shape[1:]), generator=generator, device=generator.device)
-        for sign in signs: yield sign * width * eps.to(x)
+        eps = torch.randn(
+            (1 if shared else len(x), *x.shape[1:]), generator=generator, device=generator.device
+        )
+        for sign in signs:
+            yield sign * width * eps.to(x)
 
 # %% ../nbs/03_attribution.ipynb #56c58155
-def smoothgrad(model: Callable,  # Module or differentiable function
-               x: Tensor,  # (B C H W) or any (B ...)
-               target: Target = None,  # As in `gradient`; None is decided once, on the clean input
-               *,
-               n: int = 32,  # Noisy copies per image = gradient passes
-               sigma: float | Tensor = 0.1,  # Noise standard deviation in input units, a number or one per image (B,)
-               antithetic: bool = True,  # Draw the noise in pairs of opposite sign; `n` must be even
-               shared: bool = True,  # The same noise for all images of the batch
-               generator: torch.Generator | None = None,  # Source of the noise; None: private, seed 0
-               batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 512 rows or 8 MiB of input
-               return_residual: bool = False,  # True: also the standard error
-              ) -> Tensor | tuple[Tensor, Tensor]:  # (B C H W), units of the gradient; residual (B,): root mean square standard error of a pixel
+def smoothgrad(
+    model: Callable,  # Module or differentiable function
+    x: Tensor,  # (B C H W) or any (B ...)
+    target: Target = None,  # As in `gradient`; None is decided once, on the clean input
+    *,
+    n: int = 32,  # Noisy copies per image = gradient passes
+    sigma: float | Tensor = 0.1,  # Noise standard deviation in input units, a number or one per image (B,)
+    antithetic: bool = True,  # Draw the noise in pairs of opposite sign; `n` must be even
+    shared: bool = True,  # The same noise for all images of the batch
+    generator: torch.Generator | None = None,  # Source of the noise; None: private, seed 0
+    batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 512 rows or 8 MiB of input
+    return_residual: bool = False,  # True: also the standard error
+) -> (
+    Tensor | tuple[Tensor, Tensor]
+):  # (B C H W), units of the gradient; residual (B,): root mean square standard error of a pixel
     "The mean gradient under Gaussian noise, as a running mean in O(batch) memory."
     x, target = _checked(x, target)
     draws, signs = (n // 2, (1, -1)) if antithetic else (n, (1,))
     _check_smoothgrad(x, n, sigma, antithetic, draws, return_residual)
     with _explaining(model):
         noisy = (x + e for e in _noises(x, sigma, draws, signs, shared, generator))
-        each = _rows(lambda rows, t: _input_gradient(model, rows, t), noisy, _fixed(model, x, target, batch_size), batch_size)
+        each = _rows(
+            lambda rows, t: _input_gradient(model, rows, t),
+            noisy,
+            _fixed(model, x, target, batch_size),
+            batch_size,
+        )
         mean, scatter = torch.zeros_like(x), torch.zeros_like(x)
         for j in range(1, draws + 1):
             d = sum(islice(each, len(signs))) / len(signs)
             step = d - mean
-            mean += step / j; scatter += step * (d - mean)
-    return (mean, (scatter / max(1, draws * (draws - 1))).flatten(1).mean(1).sqrt()) if return_residual else mean
+            mean += step / j
+            scatter += step * (d - mean)
+    return (
+        (mean, (scatter / max(1, draws * (draws - 1))).flatten(1).mean(1).sqrt()) if return_residual else mean
+    )
 
 # %% ../nbs/03_attribution.ipynb #29a238ec
-def _check_smoothgrad(x: Tensor,  # (B ...)
-                      n: int,  # Number of copies
-                      sigma: float | Tensor,  # Noise width
-                      antithetic: bool,  # Pairs wanted
-                      draws: int,  # Independent draws
-                      return_residual: bool,  # Standard error wanted
-                     ) -> None:  # Raises ValueError
+def _check_smoothgrad(
+    x: Tensor, n: int, sigma: float | Tensor, antithetic: bool, draws: int, return_residual: bool
+) -> None:
     "Say what is wrong with the settings, and what to change."
-    if n < 1 or (antithetic and n % 2): raise ValueError(f"n is {n}; pairs need an even number of copies, or pass antithetic=False")
+    if n < 1 or (antithetic and n % 2):
+        raise ValueError(f"n is {n}; pairs need an even number of copies, or pass antithetic=False")
     width = torch.as_tensor(sigma)
     if width.ndim > 1 or (width.ndim and len(width) != len(x)) or bool((width < 0).any()):
-        raise ValueError(f"sigma has shape {tuple(width.shape)} for {len(x)} images; give one number >= 0, or one per image")
-    if return_residual and draws < 2: raise ValueError(f"a standard error needs two independent draws, n={n} gives {draws}")
+        raise ValueError(
+            f"sigma has shape {tuple(width.shape)} for {len(x)} images; give one number >= 0, or one per image"
+        )
+    if return_residual and draws < 2:
+        raise ValueError(f"a standard error needs two independent draws, n={n} gives {draws}")
 
 # %% ../nbs/03_attribution.ipynb #3b201ac6
-def integrated_gradients(model: Callable,  # Module or differentiable function
-                         x: Tensor,  # (B C H W) or any (B ...)
-                         target: Target = None,  # As in `gradient`; None is decided once, on `x`
-                         *,
-                         steps: int = 32,  # Points of the midpoint rule = gradient passes
-                         baseline: float | Tensor | None = None,  # Start of the path, a number or a tensor that broadcasts to `x`; None: 0
-                         multiply_by_inputs: bool = True,  # False: the mean gradient on the path
-                         batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 512 rows or 8 MiB of input
-                         return_residual: bool = False,  # True: also the completeness gap
-                        ) -> Tensor | tuple[Tensor, Tensor]:  # (B C H W), output units; gap (B,): sum of the map minus f(x) - f(baseline)
+def integrated_gradients(
+    model: Callable,  # Module or differentiable function
+    x: Tensor,  # (B C H W) or any (B ...)
+    target: Target = None,  # As in `gradient`; None is decided once, on `x`
+    *,
+    steps: int = 32,  # Points of the midpoint rule = gradient passes
+    baseline: float
+    | Tensor
+    | None = None,  # Start of the path, a number or a tensor that broadcasts to `x`; None: 0
+    multiply_by_inputs: bool = True,  # False: the mean gradient on the path
+    batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 512 rows or 8 MiB of input
+    return_residual: bool = False,  # True: also the completeness gap
+) -> (
+    Tensor | tuple[Tensor, Tensor]
+):  # (B C H W), output units; gap (B,): sum of the map minus f(x) - f(baseline)
     "The gradient averaged on the line from a baseline to the input, times the difference."
     x, target = _checked(x, target)
-    if steps < 1: raise ValueError(f"steps is {steps}, expected 1 or more")
+    if steps < 1:
+        raise ValueError(f"steps is {steps}, expected 1 or more")
     with _explaining(model):
         start = _baseline(x, baseline)
         target = _fixed(model, x, target, batch_size)
         path = (torch.lerp(start, x, (s + 0.5) / steps) for s in range(steps))
         mean = torch.zeros_like(x)
-        for d in _rows(lambda rows, t: _input_gradient(model, rows, t), path, target, batch_size): mean += d / steps
+        for d in _rows(lambda rows, t: _input_gradient(model, rows, t), path, target, batch_size):
+            mean += d / steps
         maps = mean * (x - start) if multiply_by_inputs else mean
-        if not return_residual: return maps
+        if not return_residual:
+            return maps
         rise = _score(model, x, target, batch_size) - _score(model, start, target, batch_size)
         return maps, (mean * (x - start)).flatten(1).sum(1) - rise
 
 # %% ../nbs/03_attribution.ipynb #9ec1b8f8
-def _baseline(x: Tensor,  # (B ...)
-              baseline: float | Tensor | None,  # As the user gave it
-             ) -> Tensor:  # The shape, type and device of `x`
+def _baseline(x: Tensor, baseline: float | Tensor | None) -> Tensor:
     "The baseline as a full batch; ValueError if it does not fit."
-    value = torch.as_tensor(0. if baseline is None else baseline, dtype=x.dtype, device=x.device)
-    try: return check_finite("baseline", value.expand_as(x))
+    value = torch.as_tensor(0.0 if baseline is None else baseline, dtype=x.dtype, device=x.device)
+    try:
+        return check_finite("baseline", value.expand_as(x))
     except RuntimeError as e:
-        raise ValueError(f"baseline has shape {tuple(value.shape)}, which does not broadcast to x {tuple(x.shape)}") from e
+        raise ValueError(
+            f"baseline has shape {tuple(value.shape)}, which does not broadcast to x {tuple(x.shape)}"
+        ) from e
 
 # %% ../nbs/03_attribution.ipynb #4ad5f987
-_FUNCTIONS = {"ReLU": "relu", "ReLU6": "relu6 hardtanh", "LeakyReLU": "leaky_relu", "ELU": "elu", "CELU": "celu", "SELU": "selu",
-              "GELU": "gelu", "SiLU": "silu", "Mish": "mish", "Softplus": "softplus", "Sigmoid": "sigmoid", "Tanh": "tanh",
-              "Hardswish": "hardswish", "Hardtanh": "hardtanh"}
+_FUNCTIONS = {
+    "ReLU": "relu",
+    "ReLU6": "relu6 hardtanh",
+    "LeakyReLU": "leaky_relu",
+    "ELU": "elu",
+    "CELU": "celu",
+    "SELU": "selu",
+    "GELU": "gelu",
+    "SiLU": "silu",
+    "Mish": "mish",
+    "Softplus": "softplus",
+    "Sigmoid": "sigmoid",
+    "Tanh": "tanh",
+    "Hardswish": "hardswish",
+    "Hardtanh": "hardtanh",
+}
 
-def _clamp_gradient(out: Tensor,  # Output of an activation
-                    name: str,  # Where it was seen
-                    seen: Counter,  # Receives the name
-                   ) -> None:  # Nothing
+
+def _clamp_gradient(out: Tensor, name: str, seen: Counter) -> None:
     "Let only positive gradients reach this call; calls that no gradient passes are not counted."
     if isinstance(out, Tensor) and out.requires_grad:
         out.register_hook(lambda grad: grad.clamp(min=0))
         seen[name] += 1
 
+# %% ../nbs/03_attribution.ipynb #dfb5a574
 class _Guide(TorchFunctionMode):
     "Sees functional activations outside of the modules that are hooked already."
+
     def __init__(self, names: set[str], inside: list, kinds: tuple, seen: Counter) -> None:
         super().__init__()
         self.names, self.inside, self.kinds, self.seen = names, inside, kinds, seen
 
-    def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> object:
+    def __torch_function__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         out = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") in self.names and not any(isinstance(m, self.kinds) for _, m in self.inside):
+        if getattr(func, "__name__", "") in self.names and not any(
+            isinstance(m, self.kinds) for _, m in self.inside
+        ):
             where = self.inside[-1][0] if self.inside else ""
             _clamp_gradient(out, f"{where}{'.' if where else ''}{func.__name__}()", self.seen)
         return out
 
 # %% ../nbs/03_attribution.ipynb #5bd83778
 @contextmanager
-def _guided(model: Callable,  # Module or function
-            activations: Sequence[type],  # Module types
-           ) -> Iterator[Counter]:  # Counts calls by name while the context is open
+def _guided(model: Callable, activations: Sequence[type]) -> Iterator[Counter]:
     "Clamp gradients at all calls of the given activations, modules or functions, until the context closes."
     kinds, inside, seen = tuple(activations), [], Counter()
     names = {v for k in kinds for f in _FUNCTIONS.get(k.__name__, "").split() for v in (f, f + "_")}
+
     def leave(module: nn.Module, args: tuple, out: object) -> None:
         name, _ = inside.pop()
-        if isinstance(module, kinds): _clamp_gradient(out, name, seen)
+        if isinstance(module, kinds):
+            _clamp_gradient(out, name, seen)
+
     with ExitStack() as stack:
         for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
             enter = lambda m, args, name=name: inside.append((name, m))
@@ -263,159 +323,207 @@ def _guided(model: Callable,  # Module or function
         yield seen
 
 # %% ../nbs/03_attribution.ipynb #0ef6e286
-def guided_backprop(model: Callable,  # Module or differentiable function
-                    x: Tensor,  # (B C H W) or any (B ...)
-                    target: Target = None,  # As in `gradient`
-                    *,
-                    activations: Sequence[type[nn.Module]] = (nn.ReLU,),  # Module types; their functional forms are seen too
-                    allow_none: bool = False,  # True: no such activation gives the plain gradient instead of a LayerError
-                    batch_size: int | None = None,  # Examples per pass
-                    return_hooked: bool = False,  # True: also which calls were changed
-                   ) -> Tensor | tuple[Tensor, dict[str, int]]:  # (B C H W); with the calls {name: times in one pass}, functions as "block.relu()"
+def guided_backprop(
+    model: Callable,  # Module or differentiable function
+    x: Tensor,  # (B C H W) or any (B ...)
+    target: Target = None,  # As in `gradient`
+    *,
+    activations: Sequence[type[nn.Module]] = (nn.ReLU,),  # Module types; their functional forms are seen too
+    allow_none: bool = False,  # True: no such activation gives the plain gradient instead of a LayerError
+    batch_size: int | None = None,  # Examples per pass
+    return_hooked: bool = False,  # True: also which calls were changed
+) -> (
+    Tensor | tuple[Tensor, dict[str, int]]
+):  # (B C H W); with the calls {name: times in one pass}, functions as "block.relu()"
     "The gradient with only its positive part let through at every activation."
     x, target = _checked(x, target)
     hooked: dict[str, int] = {}
+
     def one(rows: Tensor, t: Target) -> Tensor:
         leaf = rows.detach().requires_grad_()
-        with _guided(model, activations) as seen: output = model(leaf.clone())
-        if not seen and not allow_none: raise LayerError(_none_found(model, activations))
+        with _guided(model, activations) as seen:
+            output = model(leaf.clone())
+        if not seen and not allow_none:
+            raise LayerError(_none_found(model, activations))
         hooked.update(seen)
         return _backward(resolve_target(output, t), leaf)
-    with _explaining(model): maps = in_chunks(one, x, batch_size, target)
+
+    with _explaining(model):
+        maps = in_chunks(one, x, batch_size, target)
     return (maps, hooked) if return_hooked else maps
 
 # %% ../nbs/03_attribution.ipynb #c0d62613
-def _none_found(model: Callable,  # Module or function
-                activations: Sequence[type],  # What was looked for
-               ) -> str:  # The message
+def _none_found(model: Callable, activations: Sequence[type]) -> str:
     "Say what was looked for, and which activations the model has instead."
     modules = model.modules() if isinstance(model, nn.Module) else ()
     there = sorted({type(m).__name__ for m in modules if type(m).__name__ in _FUNCTIONS})
-    return (f"no {', '.join(k.__name__ for k in activations)} between x and the output, as a module or as a function; "
-            f"modules found: {', '.join(there) or 'none known'}; name yours with activations=(...), or pass allow_none=True for the plain gradient")
+    return (
+        f"no {', '.join(k.__name__ for k in activations)} between x and the output, as a module or as a function; "
+        f"modules found: {', '.join(there) or 'none known'}; name yours with activations=(...), or pass allow_none=True for the plain gradient"
+    )
 
 # %% ../nbs/03_attribution.ipynb #4ed76033
-def spatial_layer(model: nn.Module,  # Any module
-                  x: Tensor,  # Input, (B C *S); the first example is run
-                 ) -> str:  # Dotted name of the last layer that ran once and kept positions; raises LayerError if there is none, warns if tokens follow
+def spatial_layer(
+    model: nn.Module,  # Any module
+    x: Tensor,  # Input, (B C *S); the first example is run
+) -> str:  # Dotted name of the last layer that ran once and kept positions; raises LayerError if there is none, warns if tokens follow
     "The layer whose output is the last feature map before pooling or flattening."
-    runs, last, tokens = Counter(), [], []  # `last`: modules that returned the newest feature map, and that tensor with its version
+    runs, last, tokens = (
+        Counter(),
+        [],
+        [],
+    )  # `last`: modules that returned the newest feature map, and that tensor with its version
 
     def note(name):
         def hook(module, args, out):
             runs[name] += 1
-            if isinstance(out, Tensor) and out.ndim == 3 < x.ndim and out.shape[1] > 1 and module._parameters: tokens.append(name)
-            if not isinstance(out, Tensor) or out.ndim != x.ndim or out.shape[2:].numel() < 2 or not name: return
-            if not last or last[0][1] is not out or last[0][2] != out._version: last.clear(); tokens.clear()
+            if isinstance(out, Tensor) and out.ndim == 3 < x.ndim and out.shape[1] > 1 and module._parameters:
+                tokens.append(name)
+            if not isinstance(out, Tensor) or out.ndim != x.ndim or out.shape[2:].numel() < 2 or not name:
+                return
+            if not last or last[0][1] is not out or last[0][2] != out._version:
+                last.clear()
+                tokens.clear()
             last.append((name, out, out._version, not any(module.children())))
+
         return hook
+
     with torch.inference_mode(False), torch.no_grad(), eval_mode(model), ExitStack() as stack:
-        for name, module in model.named_modules(): stack.callback(module.register_forward_hook(note(name)).remove)
+        for name, module in model.named_modules():
+            stack.callback(module.register_forward_hook(note(name)).remove)
         model(x[:1].clone())
     start = max((i for i, (*_, leaf) in enumerate(last) if leaf), default=0)
     once = [name for name, *_ in last[start:] if runs[name] == 1]
-    if not once: raise LayerError(f"no usable feature map in the forward pass (last candidates: {[n for n, *_ in last]}, "
-                                  "a candidate must run once); name a layer with layer=")
-    if tokens: warnings.warn(f"{once[0]!r} is the last layer with positions as (B C H W), but layers up to {tokens[-1]!r} go on with tokens (B T D): its map says "
-                             "where patches enter a transformer, not what becomes of them; prefer a method that takes no layer, or name the layer", stacklevel=2)
+    if not once:
+        raise LayerError(
+            f"no usable feature map in the forward pass (last candidates: {[n for n, *_ in last]}, "
+            "a candidate must run once); name a layer with layer="
+        )
+    if tokens:
+        warnings.warn(
+            f"{once[0]!r} is the last layer with positions as (B C H W), but layers up to {tokens[-1]!r} go on with tokens (B T D): its map says "
+            "where patches enter a transformer, not what becomes of them; prefer a method that takes no layer, or name the layer",
+            stacklevel=2,
+        )
     return once[0]
 
 # %% ../nbs/03_attribution.ipynb #12de157f
-def grad_cam(model: nn.Module,  # Any module
-             x: Tensor,  # (B C H W)
-             target: Target = None,  # As in `gradient`
-             *,
-             layer: str | nn.Module | None = None,  # Name or module; None: `spatial_layer`, at the price of one more forward of one image
-             relu: bool = True,  # Keep the positive part only, as published; False keeps evidence against
-             size: int | tuple[int, int] | str | None = None,  # Output H W, or "input"; None: the layer's own
-             mode: str = "bilinear",  # Interpolation, see torch.nn.functional.interpolate
-             batch_size: int | None = None,  # Examples per pass
-            ) -> Tensor:  # (B 1 H W), output units per pixel of the layer; LayerError for an unknown or non-spatial layer
+def grad_cam(
+    model: nn.Module,  # Any module
+    x: Tensor,  # (B C H W)
+    target: Target = None,  # As in `gradient`
+    *,
+    layer: str
+    | nn.Module
+    | None = None,  # Name or module; None: `spatial_layer`, at the price of one more forward of one image
+    relu: bool = True,  # Keep the positive part only, as published; False keeps evidence against
+    size: int | tuple[int, int] | str | None = None,  # Output H W, or "input"; None: the layer's own
+    mode: str = "bilinear",  # Interpolation, see torch.nn.functional.interpolate
+    batch_size: int | None = None,  # Examples per pass
+) -> Tensor:  # (B 1 H W), output units per pixel of the layer; LayerError for an unknown or non-spatial layer
     "Channels of a layer, weighted by their mean gradient and summed."
     x, target = _checked(x, target)
-    if not isinstance(model, nn.Module): raise TypeError(f"Grad-CAM looks inside a model: pass a torch module, not {type(model).__name__}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Grad-CAM looks inside a model: pass a torch module, not {type(model).__name__}")
     with _explaining(model):
         layer = spatial_layer(model, x) if layer is None else layer
         cam = in_chunks(lambda rows, t: _layer_cam(model, rows, t, layer), x, batch_size, target)
-        if relu: cam = cam.relu()
+        if relu:
+            cam = cam.relu()
         size = tuple(x.shape[-2:]) if size == "input" else size
-        if size is None: return cam
-        return F.interpolate(cam, size=size, mode=mode, **({} if mode in ("nearest", "nearest-exact", "area") else {"align_corners": False}))
+        if size is None:
+            return cam
+        return F.interpolate(
+            cam,
+            size=size,
+            mode=mode,
+            **({} if mode in ("nearest", "nearest-exact", "area") else {"align_corners": False}),
+        )
 
 # %% ../nbs/03_attribution.ipynb #58e3b887
-def _layer_cam(model: nn.Module,  # Inside `_explaining`
-               x: Tensor,  # (B C H W)
-               target: Target,  # As in `resolve_target`
-               layer: str | nn.Module,  # Name or module
-              ) -> Tensor:  # (B 1 h w)
+def _layer_cam(model: nn.Module, x: Tensor, target: Target, layer: str | nn.Module) -> Tensor:
     "The signed map at the layer's own resolution."
     output, a = capture(model, x, layer)
-    if a.ndim != 4: raise LayerError(f"layer {layer if isinstance(layer, str) else type(layer).__name__!r} gives {tuple(a.shape)}; Grad-CAM needs (B C H W)")
+    if a.ndim != 4:
+        raise LayerError(
+            f"layer {layer if isinstance(layer, str) else type(layer).__name__!r} gives {tuple(a.shape)}; Grad-CAM needs (B C H W)"
+        )
     weights = _backward(resolve_target(output, target), a).mean((2, 3), keepdim=True)
     return (weights * a.detach()).sum(1, keepdim=True)
 
 # %% ../nbs/03_attribution.ipynb #490588c8
-def guided_grad_cam(model: nn.Module,  # Any module
-                    x: Tensor,  # (B C H W)
-                    target: Target = None,  # As in `gradient`
-                    *,
-                    layer: str | nn.Module | None = None,  # As in `grad_cam`
-                    activations: Sequence[type[nn.Module]] = (nn.ReLU,),  # As in `guided_backprop`
-                    mode: str = "bilinear",  # Interpolation of the layer map
-                    batch_size: int | None = None,  # Examples per pass
-                   ) -> Tensor:  # (B C H W), not in the units of anything
+def guided_grad_cam(
+    model: nn.Module,  # Any module
+    x: Tensor,  # (B C H W)
+    target: Target = None,  # As in `gradient`
+    *,
+    layer: str | nn.Module | None = None,  # As in `grad_cam`
+    activations: Sequence[type[nn.Module]] = (nn.ReLU,),  # As in `guided_backprop`
+    mode: str = "bilinear",  # Interpolation of the layer map
+    batch_size: int | None = None,  # Examples per pass
+) -> Tensor:  # (B C H W), not in the units of anything
     "Guided backprop times the positive part of Grad-CAM at input size."
     cam = grad_cam(model, x, target, layer=layer, size="input", mode=mode, batch_size=batch_size)
     return cam * guided_backprop(model, x, target, activations=activations, batch_size=batch_size)
 
 # %% ../nbs/03_attribution.ipynb #3009d9b1
-def occlusion(model: Callable,  # Module or any function; no gradient needed
-              x: Tensor,  # (B C H W)
-              target: Target = None,  # As in `gradient`; None is decided once, on `x`
-              *,
-              window: int | tuple[int, int] = 4,  # Height and width of the window, pixels
-              stride: int | tuple[int, int] | None = None,  # Step between windows, pixels; None: the window, so that they tile
-              baseline: float | Tensor | None = None,  # What covers, a number or a tensor that broadcasts to `x`; None: 0
-              batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 512 rows or 8 MiB of input
-              return_residual: bool = False,  # True: also the additivity gap, only where windows tile
-             ) -> Tensor | tuple[Tensor, Tensor]:  # (B C H W), output units, equal in all channels; gap (B,): sum of drops minus f(x) - f(baseline)
+def occlusion(
+    model: Callable,  # Module or any function; no gradient needed
+    x: Tensor,  # (B C H W)
+    target: Target = None,  # As in `gradient`; None is decided once, on `x`
+    *,
+    window: int | tuple[int, int] = 4,  # Height and width of the window, pixels
+    stride: int
+    | tuple[int, int]
+    | None = None,  # Step between windows, pixels; None: the window, so that they tile
+    baseline: float
+    | Tensor
+    | None = None,  # What covers, a number or a tensor that broadcasts to `x`; None: 0
+    batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 512 rows or 8 MiB of input
+    return_residual: bool = False,  # True: also the additivity gap, only where windows tile
+) -> (
+    Tensor | tuple[Tensor, Tensor]
+):  # (B C H W), output units, equal in all channels; gap (B,): sum of drops minus f(x) - f(baseline)
     "How much the output drops when a window is covered, averaged over the windows that cover a pixel."
     x, target = _checked(x, target, 4)
     boxes = _windows(x, window, stride)
-    if return_residual and stride is not None and _pair(stride) != _pair(window): raise ValueError("drops can add up only where windows tile: leave stride out")
+    if return_residual and stride is not None and _pair(stride) != _pair(window):
+        raise ValueError("drops can add up only where windows tile: leave stride out")
     with _explaining(model), torch.no_grad():
         cover, gap = _baseline(x, baseline), 0
         total, count = x.new_zeros(len(x), 1, *x.shape[2:]), x.new_zeros(x.shape[2:])
         target = _fixed(model, x, target, batch_size)
         score = _score(model, x, target, batch_size)
         variants = (_covered(x, cover, box) for box in boxes)
-        for box, y in zip(boxes, _rows(lambda rows, t: resolve_target(model(rows), t), variants, target, batch_size)):
+        for box, y in zip(
+            boxes, _rows(lambda rows, t: resolve_target(model(rows), t), variants, target, batch_size)
+        ):
             total[..., box[0], box[1]] += (score - y)[:, None, None, None]
-            count[box] += 1; gap = gap + score - y
+            count[box] += 1
+            gap = gap + score - y
         maps = check_finite("the map", total / count.clamp(min=1)).expand_as(x).clone()
         return (maps, gap - score + _score(model, cover, target, batch_size)) if return_residual else maps
 
 # %% ../nbs/03_attribution.ipynb #aae9642f
-def _pair(v: int | tuple[int, int],  # One number for both, or two
-         ) -> tuple[int, int]:  # Along height and width
+def _pair(v: int | tuple[int, int]) -> tuple[int, int]:
     "A size in pixels as two numbers."
     return (v, v) if isinstance(v, int) else tuple(v)
 
-def _windows(x: Tensor,  # (B C H W)
-             window: int | tuple[int, int],  # Size, pixels
-             stride: int | tuple[int, int] | None,  # Step, pixels
-            ) -> list[tuple[slice, slice]]:  # Rows and columns of each window
+
+def _windows(
+    x: Tensor, window: int | tuple[int, int], stride: int | tuple[int, int] | None
+) -> list[tuple[slice, slice]]:
     "All window positions, the last ones cut off at the border; ValueError for sizes that do not fit."
     size, step = _pair(window), _pair(window if stride is None else stride)
-    if not all(1 <= w <= n for w, n in zip(size, x.shape[2:])): raise ValueError(f"window {size} does not fit an image of {tuple(x.shape[2:])}")
-    if not all(1 <= s <= w for s, w in zip(step, size)): raise ValueError(f"stride {step} leaves pixels uncovered by windows of {size}; use 1 ... {size}")
+    if not all(1 <= w <= n for w, n in zip(size, x.shape[2:])):
+        raise ValueError(f"window {size} does not fit an image of {tuple(x.shape[2:])}")
+    if not all(1 <= s <= w for s, w in zip(step, size)):
+        raise ValueError(f"stride {step} leaves pixels uncovered by windows of {size}; use 1 ... {size}")
     starts = [range(0, s * (math.ceil((n - w) / s) + 1), s) for n, w, s in zip(x.shape[2:], size, step)]
     return [(slice(i, i + size[0]), slice(j, j + size[1])) for i in starts[0] for j in starts[1]]
 
-def _covered(x: Tensor,  # (B C H W)
-             cover: Tensor,  # (B C H W), the baseline
-             box: tuple[slice, slice],  # Rows and columns
-            ) -> Tensor:  # A copy of `x` with the box replaced
+
+def _covered(x: Tensor, cover: Tensor, box: tuple[slice, slice]) -> Tensor:
     "Put the baseline into one window."
     out = x.clone()
     out[..., box[0], box[1]] = cover[..., box[0], box[1]]

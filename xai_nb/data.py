@@ -25,6 +25,7 @@ from .core import DataNotFound, need_package
 @dataclass(frozen=True)
 class Images:
     "Pictures with one label or target each and, where it is known, the object's mask."
+
     x: Tensor  # Pictures, (N C H W), float in [0, 1]
     y: Tensor  # Class indices (N,) int64, or regression targets (N,) float
     mask: Tensor | None = None  # The object, (N H W) bool
@@ -32,63 +33,92 @@ class Images:
 
     def __post_init__(self) -> None:
         "Check that the tensors belong together."
-        if self.x.ndim != 4: raise ValueError(f"x has shape {tuple(self.x.shape)}, expected (N C H W)")
-        if self.y.shape != self.x.shape[:1]: raise ValueError(f"y has shape {tuple(self.y.shape)} for {len(self.x)} pictures, expected (N,)")
+        if self.x.ndim != 4:
+            raise ValueError(f"x has shape {tuple(self.x.shape)}, expected (N C H W)")
+        if self.y.shape != self.x.shape[:1]:
+            raise ValueError(f"y has shape {tuple(self.y.shape)} for {len(self.x)} pictures, expected (N,)")
         want = (len(self.x), *self.x.shape[2:])
-        if self.mask is not None and self.mask.shape != want: raise ValueError(f"mask has shape {tuple(self.mask.shape)}, expected {want}")
+        if self.mask is not None and self.mask.shape != want:
+            raise ValueError(f"mask has shape {tuple(self.mask.shape)}, expected {want}")
 
     def __len__(self) -> int:  # Number of pictures
         "How many pictures there are."
         return len(self.x)
 
-    def __getitem__(self,
-                    index: slice | int | Tensor | np.ndarray,  # Which pictures; one number keeps the batch axis
-                   ) -> "Images":  # The chosen pictures; raises IndexError for a number that is none of them, which ends a `for`
+    def __getitem__(
+        self,
+        index: slice | int | Tensor | np.ndarray,  # Which pictures; one number keeps the batch axis
+    ) -> (
+        "Images"
+    ):  # The chosen pictures; raises IndexError for a number that is none of them, which ends a `for`
         "Cut all tensors alike."
-        if isinstance(index, (int, np.integer)) or (isinstance(index, (Tensor, np.ndarray)) and index.ndim == 0):
+        if isinstance(index, (int, np.integer)) or (
+            isinstance(index, (Tensor, np.ndarray)) and index.ndim == 0
+        ):
             i = int(index)
-            if not -len(self) <= i < len(self): raise IndexError(f"no picture {i} among {len(self)}")
+            if not -len(self) <= i < len(self):
+                raise IndexError(f"no picture {i} among {len(self)}")
             index = slice(i, i + 1 or None)
-        return replace(self, x=self.x[index], y=self.y[index], mask=None if self.mask is None else self.mask[index])
+        return replace(
+            self, x=self.x[index], y=self.y[index], mask=None if self.mask is None else self.mask[index]
+        )
 
-    def to(self,
-           device: torch.device | str,  # Where to
-          ) -> "Images":  # The same pictures there
+    def to(
+        self,
+        device: torch.device | str,  # Where to
+    ) -> "Images":  # The same pictures there
         "Move all tensors."
-        return replace(self, x=self.x.to(device), y=self.y.to(device), mask=None if self.mask is None else self.mask.to(device))
+        return replace(
+            self,
+            x=self.x.to(device),
+            y=self.y.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+        )
 
-    def split(self,
-              test: int | float,  # Number (int) or share (float in (0, 1)) of test pictures
-              seed: int = 0,  # Of the shuffle
-             ) -> tuple["Images", "Images"]:  # Training and test pictures
+    def split(
+        self,
+        test: int | float,  # Number (int) or share (float in (0, 1)) of test pictures
+        seed: int = 0,  # Of the shuffle
+    ) -> tuple["Images", "Images"]:  # Training and test pictures
         "Shuffle and split; classes keep their shares."
         from sklearn.model_selection import train_test_split
+
         labels = None if self.y.is_floating_point() else self.y.cpu().numpy()
-        train, held_out = train_test_split(np.arange(len(self)), test_size=test, random_state=seed, stratify=labels)
+        train, held_out = train_test_split(
+            np.arange(len(self)), test_size=test, random_state=seed, stratify=labels
+        )
         return self[torch.from_numpy(train)], self[torch.from_numpy(held_out)]
 
-    def batches(self,
-                batch_size: int,  # Pictures per batch; the last one may be smaller
-                generator: torch.Generator | None = None,  # Shuffles if given
-               ) -> Iterator["Images"]:  # One `Images` per batch
+    def batches(
+        self,
+        batch_size: int,  # Pictures per batch; the last one may be smaller
+        generator: torch.Generator | None = None,  # Shuffles if given
+    ) -> Iterator["Images"]:  # One `Images` per batch
         "Go through the pictures once."
-        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        for part in order.split(batch_size): yield self[part.to(self.x.device)]
+        order = (
+            torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+        )
+        for part in order.split(batch_size):
+            yield self[part.to(self.x.device)]
 
 # %% ../nbs/01_data.ipynb #0554e9f8
-def rectangle_boxes(n: int,  # How many
-                    size: int = 32,  # Side of the frame, pixels
-                    seed: int = 0,  # Of the positions and shapes
-                    *,
-                    sampling: str = "area",  # "area": uniform area, log-uniform aspect in [1/2, 2]; "sides": independent sides
-                   ) -> Tensor:  # (N 4) int64: top, left, height, width, all inside the frame
+def rectangle_boxes(
+    n: int,  # How many
+    size: int = 32,  # Side of the frame, pixels
+    seed: int = 0,  # Of the positions and shapes
+    *,
+    sampling: str = "area",  # "area": uniform area, log-uniform aspect in [1/2, 2]; "sides": independent sides
+) -> Tensor:  # (N 4) int64: top, left, height, width, all inside the frame
     "Random boxes with sides from 9 % to 88 % of the frame."
-    if n < 2 or size < 8: raise ValueError(f"n={n}, size={size}: expected at least 2 pictures of at least 8 pixels")
-    if sampling not in ("area", "sides"): raise ValueError(f"sampling is {sampling!r}, expected 'area' or 'sides'")
+    if n < 2 or size < 8:
+        raise ValueError(f"n={n}, size={size}: expected at least 2 pictures of at least 8 pixels")
+    if sampling not in ("area", "sides"):
+        raise ValueError(f"sampling is {sampling!r}, expected 'area' or 'sides'")
     g = torch.Generator().manual_seed(seed)
     u, v, s, t = torch.rand(4, n, generator=g, dtype=torch.float64)
     low, high = round(0.09 * size), round(0.875 * size)
-    if sampling == "sides": h, w = low + (high - low + 1) * u, low + (high - low + 1) * v
+    if sampling == "sides":
+        h, w = low + (high - low + 1) * u, low + (high - low + 1) * v
     else:
         area, aspect = low**2 + u * (high**2 - low**2), 2 ** (2 * v - 1)
         h = (area / aspect).sqrt().clamp(low, high)
@@ -98,48 +128,61 @@ def rectangle_boxes(n: int,  # How many
     return torch.stack([top, left, h, w], 1).long()
 
 # %% ../nbs/01_data.ipynb #56f6109d
-def draw_boxes(box: Tensor,  # (N 4) int64: top, left, height, width
-               size: int,  # Side of the frame, pixels
-              ) -> Tensor:  # (N H W) bool, on the device of `box`
+def draw_boxes(
+    box: Tensor,  # (N 4) int64: top, left, height, width
+    size: int,  # Side of the frame, pixels
+) -> Tensor:  # (N H W) bool, on the device of `box`
     "Draw filled boxes; cheap enough to do per batch on the device."
     axis = torch.arange(size, device=box.device)
     inside = lambda start, length: (axis >= start[:, None]) & (axis < (start + length)[:, None])
     return inside(box[:, 0], box[:, 2])[:, :, None] & inside(box[:, 1], box[:, 3])[:, None, :]
 
-def area_target(area: Tensor,  # (N,) areas, any unit
-               ) -> Tensor:  # (N,) in [-1, 1], same dtype
+
+def area_target(
+    area: Tensor,  # (N,) areas, any unit
+) -> Tensor:  # (N,) in [-1, 1], same dtype
     "The sine of the area rescaled over the set to the half-open interval from -pi to pi."
     span = (area.max() - area.min()).clamp_min(torch.finfo(area.dtype).tiny)
     u = ((area - area.min()) / span).clamp(max=1 - torch.finfo(area.dtype).eps)
     return torch.sin(-math.pi + 2 * math.pi * u)
 
-def rectangles(n: int,  # How many
-               size: int = 32,  # Side, pixels
-               seed: int = 0,  # Of positions and shapes
-               *,
-               sampling: str = "area",  # See `rectangle_boxes`
-               channels: int = 1,  # Equal copies of the picture
-              ) -> Images:  # White rectangles on black, regression targets, masks
+# %% ../nbs/01_data.ipynb #b42d2d79
+def rectangles(
+    n: int,  # How many
+    size: int = 32,  # Side, pixels
+    seed: int = 0,  # Of positions and shapes
+    *,
+    sampling: str = "area",  # See `rectangle_boxes`
+    channels: int = 1,  # Equal copies of the picture
+) -> Images:  # White rectangles on black, regression targets, masks
     "One rectangle a picture; the target is the sine of its rescaled area."
     box = rectangle_boxes(n, size, seed, sampling=sampling)
     mask = draw_boxes(box, size)
     area = (box[:, 2] * box[:, 3]).double()
-    return Images(mask[:, None].float().expand(-1, channels, -1, -1).contiguous(), area_target(area).float(), mask)
+    return Images(
+        mask[:, None].float().expand(-1, channels, -1, -1).contiguous(), area_target(area).float(), mask
+    )
 
 # %% ../nbs/01_data.ipynb #24eb08f4
-def digits(size: int = 8,  # Side, pixels: 8 as scanned, more by bilinear resizing
-          ) -> Images:  # 1797 pictures (1797 1 size size), classes 0 to 9
+def digits(
+    size: int = 8,  # Side, pixels: 8 as scanned, more by bilinear resizing
+) -> Images:  # 1797 pictures (1797 1 size size), classes 0 to 9
     "scikit-learn's scans of handwritten digits."
     from sklearn.datasets import load_digits
-    if size < 8: raise ValueError(f"size is {size}, expected at least the 8 pixels of the scans")
+
+    if size < 8:
+        raise ValueError(f"size is {size}, expected at least the 8 pixels of the scans")
     raw = load_digits()
     x = torch.from_numpy(raw.images / 16).float()[:, None]
-    if size != 8: x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
+    if size != 8:
+        x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
     return Images(x, torch.from_numpy(raw.target).long(), names=tuple("0123456789"))
 
-def ink_digits(size: int = 32,  # Side, pixels
-               threshold: float = 0.5,  # Grey value from which a pixel counts as ink
-              ) -> Images:  # 1797 pictures, targets in [-1, 1], masks of the ink
+
+def ink_digits(
+    size: int = 32,  # Side, pixels
+    threshold: float = 0.5,  # Grey value from which a pixel counts as ink
+) -> Images:  # 1797 pictures, targets in [-1, 1], masks of the ink
     "The scans as a regression: the target is the sine of the rescaled ink area."
     x = digits(size).x
     mask = x[:, 0] >= threshold
@@ -177,7 +220,9 @@ def _from_array(a: np.ndarray) -> Any:
     if a.dtype == np.uint16:
         a = np.round(a / 257).astype(np.uint8)
     if a.dtype != np.uint8:
-        raise TypeError(f"a picture holds {a.dtype}; pass uint8 or uint16, or a tensor (3 H W) with values in [0, 1]")
+        raise TypeError(
+            f"a picture holds {a.dtype}; pass uint8 or uint16, or a tensor (3 H W) with values in [0, 1]"
+        )
     return Image.fromarray(a)
 
 
@@ -246,7 +291,7 @@ class Preparation:
         mode = InterpolationMode(self.interpolation)
         return center_crop(resize(picture, self.resize, mode, antialias=True), [self.size, self.size])
 
-
+# %% ../nbs/01_data.ipynb #82edf7ef
 def _unit_range(x: Tensor) -> Tensor:
     "A batch (B 3 H W) as floats in [0, 1]; raises ValueError for other shapes and ranges."
     if x.ndim != 4 or x.shape[1] != 3:
@@ -254,39 +299,55 @@ def _unit_range(x: Tensor) -> Tensor:
     if x.dtype == torch.uint8:
         return x.float() / 255
     if not x.is_floating_point() or x.min() < 0 or x.max() > 1:
-        raise ValueError("a tensor of pictures holds uint8, or floats in [0, 1]; divide by 255 first, and do not normalise it")
+        raise ValueError(
+            "a tensor of pictures holds uint8, or floats in [0, 1]; divide by 255 first, and do not normalise it"
+        )
     return x
 
 # %% ../nbs/01_data.ipynb #c9b47157
 @dataclass(frozen=True)
 class Photographs:
     "Real photographs with their names and where they come from."
+
     x: tuple[Tensor, ...]  # Pictures, each (3 H W), float in [0, 1]
     names: tuple[str, ...]  # One per picture
     attribution: tuple[str, ...]  # One per picture
 
+
 def photographs() -> Photographs:  # Two pictures of 427 x 640 pixels
     "The two photographs that scikit-learn carries, both under a Creative Commons Attribution licence."
     from sklearn.datasets import load_sample_images
+
     raw = load_sample_images()
     names = tuple(Path(f).stem for f in raw.filenames)
-    credit = {"china": "china.jpg by danielbuechele, CC BY 2.0, https://www.flickr.com/photos/danielbuechele/6061409035/",
-              "flower": "flower.jpg by vultilion, CC BY 2.0, https://www.flickr.com/photos/vultilion/6056698931/"}
-    return Photographs(tuple(torch.from_numpy(i.copy()).permute(2, 0, 1).float() / 255 for i in raw.images), names, tuple(credit[n] for n in names))
+    credit = {
+        "china": "china.jpg by danielbuechele, CC BY 2.0, https://www.flickr.com/photos/danielbuechele/6061409035/",
+        "flower": "flower.jpg by vultilion, CC BY 2.0, https://www.flickr.com/photos/vultilion/6056698931/",
+    }
+    return Photographs(
+        tuple(torch.from_numpy(i.copy()).permute(2, 0, 1).float() / 255 for i in raw.images),
+        names,
+        tuple(credit[n] for n in names),
+    )
 
 # %% ../nbs/01_data.ipynb #4fdb16d7
-def photograph_patches(size: int = 64,  # Side of a patch, pixels
-                       stride: int = 32,  # Distance of neighbouring patches, pixels
-                       part: str = "all",  # "train": left three quarters of each photograph, "test": right quarter, "all"
-                      ) -> Images:  # Patches labelled by the photograph they come from
+def photograph_patches(
+    size: int = 64,  # Side of a patch, pixels
+    stride: int = 32,  # Distance of neighbouring patches, pixels
+    part: str = "all",  # "train": left three quarters of each photograph, "test": right quarter, "all"
+) -> Images:  # Patches labelled by the photograph they come from
     "Cut the photographs into square patches."
-    if part not in ("train", "test", "all"): raise ValueError(f"part is {part!r}, expected 'train', 'test' or 'all'")
+    if part not in ("train", "test", "all"):
+        raise ValueError(f"part is {part!r}, expected 'train', 'test' or 'all'")
     photos, patches = photographs(), []
     for picture in photos.x:
         border = 3 * picture.shape[2] // 4
         picture = {"train": picture[:, :, :border], "test": picture[:, :, border:], "all": picture}[part]
-        if min(picture.shape[1:]) < size: raise ValueError(f"patches of {size} px do not fit into {tuple(picture.shape[1:])}")
-        patches.append(picture.unfold(1, size, stride).unfold(2, size, stride).permute(1, 2, 0, 3, 4).flatten(0, 1))
+        if min(picture.shape[1:]) < size:
+            raise ValueError(f"patches of {size} px do not fit into {tuple(picture.shape[1:])}")
+        patches.append(
+            picture.unfold(1, size, stride).unfold(2, size, stride).permute(1, 2, 0, 3, 4).flatten(0, 1)
+        )
     y = torch.cat([torch.full((len(p),), i) for i, p in enumerate(patches)])
     return Images(torch.cat(patches).contiguous(), y, names=photos.names)
 
@@ -299,7 +360,9 @@ class Pictures:
     names: tuple[str, ...]  # One per picture
     labels: tuple[int | None, ...]  # ImageNet class, 0 to 999
     masks: tuple[np.ndarray | None, ...]  # The object, (H W) bool
-    depth: tuple[np.ndarray | None, ...]  # True disparity, (H W) float32, pixels, larger is nearer; NaN where unknown
+    depth: tuple[
+        np.ndarray | None, ...
+    ]  # True disparity, (H W) float32, pixels, larger is nearer; NaN where unknown
     credits: tuple[str, ...]  # Author and licence, for the caption
 
     def __len__(self) -> int:  # Number of pictures
@@ -333,18 +396,29 @@ _ROCKET = "322,126 316,134 312,146 311,176 314,182 314,406 331,406 331,182 333,1
 _SOURCES = {
     "cat": _Source("chelsea", 285, "Chelsea the cat, Stefan van der Walt, CC0", _CAT),
     "coffee": _Source("coffee", 967, "Coffee, Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0", _CUP),
-    "motorcycle": _Source("stereo_motorcycle", 665, "Motorcycle, Middlebury stereo 2014, Nesic, Westling, Wang, "
-                          "Kitajima, Krathwohl, Scharstein", _BIKE),
+    "motorcycle": _Source(
+        "stereo_motorcycle",
+        665,
+        "Motorcycle, Middlebury stereo 2014, Nesic, Westling, Wang, Kitajima, Krathwohl, Scharstein",
+        _BIKE,
+    ),
     "rocket": _Source("rocket", 657, "DSCOVR on Falcon 9, SpaceX, public domain", _ROCKET),
     "camera": _Source("camera", 872, "Camera, Lav Varshney, CC0"),
     "astronaut": _Source("astronaut", None, "Eileen Collins, NASA, public domain"),
     "retina": _Source("retina", None, "Retina, Mikael Haeggstroem, CC0"),
-    "tissue": _Source("immunohistochemistry", None, "Colonic glands, FHL2 by DAB, haematoxylin, CMMI, no known restrictions"),
+    "tissue": _Source(
+        "immunohistochemistry", None, "Colonic glands, FHL2 by DAB, haematoxylin, CMMI, no known restrictions"
+    ),
 }
 
-
+# %% ../nbs/01_data.ipynb #c529a054
 def pictures(
-    names: Sequence[str] = ("cat", "coffee", "motorcycle", "rocket"),  # Also "camera", "astronaut", "retina", "tissue"
+    names: Sequence[str] = (
+        "cat",
+        "coffee",
+        "motorcycle",
+        "rocket",
+    ),  # Also "camera", "astronaut", "retina", "tissue"
 ) -> Pictures:  # Raises ImportError without scikit-image, ValueError for an unknown name
     "Real photographs from scikit-image, with ImageNet classes, object masks and true disparity where there are any."
     data = need_package("skimage.data", "zoo", package="scikit-image")
@@ -377,7 +451,7 @@ def _inside(outline: str, shape: tuple[int, int]) -> np.ndarray:
     ImageDraw.Draw(canvas).polygon([tuple(map(int, p.split(","))) for p in outline.split()], fill=1)
     return np.array(canvas)
 
-
+# %% ../nbs/01_data.ipynb #0edeea4b
 def _stands_before(depth: np.ndarray, outline: np.ndarray) -> np.ndarray:
     "Pixels nearer than floor and wall, (H W) bool: the floor is a plane through the lowest rows outside of the outline."
     row, column = np.mgrid[: depth.shape[0], : depth.shape[1]]
@@ -387,14 +461,31 @@ def _stands_before(depth: np.ndarray, outline: np.ndarray) -> np.ndarray:
     return np.nan_to_num(depth) > np.maximum(34, plane + 1.5)
 
 # %% ../nbs/01_data.ipynb #32aba107
-SEGMENTS = torch.tensor([[[-1, -2], [1, -2]], [[1, -2], [1, 0]], [[1, 0], [1, 2]], [[-1, 2], [1, 2]],
-                         [[-1, 0], [-1, 2]], [[-1, -2], [-1, 0]], [[-1, 0], [1, 0]]]) / 2.0  # (7 segments, 2 ends, x y)
-LIT = torch.tensor([[int(c) for c in row] for row in
-                    "1111110 0110000 1101101 1111001 0110011 1011011 1011111 1110000 1111111 1111011".split()]).bool()  # (10 digits, 7 segments)
+SEGMENTS = (
+    torch.tensor(
+        [
+            [[-1, -2], [1, -2]],
+            [[1, -2], [1, 0]],
+            [[1, 0], [1, 2]],
+            [[-1, 2], [1, 2]],
+            [[-1, 0], [-1, 2]],
+            [[-1, -2], [-1, 0]],
+            [[-1, 0], [1, 0]],
+        ]
+    )
+    / 2.0
+)  # (7 segments, 2 ends, x y)
 
-def _distance(ends: Tensor,  # (N S 2 2): images, segments, two ends, x y, in pixels
-              size: int,  # Side, pixels
-             ) -> Tensor:  # (N S H W), pixels
+
+LIT = torch.tensor(
+    [
+        [int(c) for c in row]
+        for row in "1111110 0110000 1101101 1111001 0110011 1011011 1011111 1110000 1111111 1111011".split()
+    ]
+).bool()  # (10 digits, 7 segments)
+
+# %% ../nbs/01_data.ipynb #5771cd17
+def _distance(ends: Tensor, size: int) -> Tensor:
     "Distance of every pixel centre to every segment."
     axis = torch.arange(size) + 0.5
     p = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)[None, None]
@@ -403,10 +494,7 @@ def _distance(ends: Tensor,  # (N S 2 2): images, segments, two ends, x y, in pi
     return (p - a - along.clamp(0, 1)[..., None] * (b - a)).norm(dim=-1)
 
 # %% ../nbs/01_data.ipynb #eb8e789c
-def _pose(n: int,  # How many
-          size: int,  # Side, pixels
-          g: torch.Generator,  # Randomness
-         ) -> Tensor:  # (N 7 2 2): the ends of the seven segments, pixels
+def _pose(n: int, size: int, g: torch.Generator) -> Tensor:
     "Random turn (up to 20 degrees), size and place of the segment skeleton."
     angle = (torch.rand(n, generator=g) - 0.5) * math.radians(40)
     half = size * (0.26 + 0.10 * torch.rand(n, generator=g))
@@ -416,17 +504,20 @@ def _pose(n: int,  # How many
     return torch.einsum("nij,sej->nsei", turn, SEGMENTS) * half[:, None, None, None] + centre[:, None, None]
 
 # %% ../nbs/01_data.ipynb #f01cccdf
-def glyphs(n: int,  # How many
-           size: int = 32,  # Side, pixels
-           seed: int = 0,  # Of everything
-           *,
-           channels: int = 3,  # 3 in colour, 1 in grey
-           clutter: int = 4,  # Strokes behind the digit
-           noise: float = 0.08,  # Standard deviation of the pixel noise, grey values
-          ) -> Images:  # Digits 0 to 9 with the mask of the digit
+def glyphs(
+    n: int,  # How many
+    size: int = 32,  # Side, pixels
+    seed: int = 0,  # Of everything
+    *,
+    channels: int = 3,  # 3 in colour, 1 in grey
+    clutter: int = 4,  # Strokes behind the digit
+    noise: float = 0.08,  # Standard deviation of the pixel noise, grey values
+) -> Images:  # Digits 0 to 9 with the mask of the digit
     "Seven-segment digits with random pose, colour, clutter and noise."
-    if n < 1 or size < 12: raise ValueError(f"n={n}, size={size}: expected at least one picture of at least 12 pixels")
-    if channels not in (1, 3): raise ValueError(f"channels is {channels}, expected 1 or 3")
+    if n < 1 or size < 12:
+        raise ValueError(f"n={n}, size={size}: expected at least one picture of at least 12 pixels")
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {channels}, expected 1 or 3")
     g = torch.Generator().manual_seed(seed)
     y = torch.randint(10, (n,), generator=g)
     width = size * (0.025 + 0.02 * torch.rand(n, 1, 1, generator=g))
@@ -439,11 +530,7 @@ def glyphs(n: int,  # How many
     return Images((x + noise * torch.randn(x.shape, generator=g)).clamp(0, 1), y, mask, tuple("0123456789"))
 
 # %% ../nbs/01_data.ipynb #cc3545d4
-def _paint(far: Tensor,  # (N H W): distance to the digit, pixels
-           stroke: Tensor,  # (N S H W): distance to each clutter stroke, pixels
-           width: Tensor,  # (N 1 1): half the stroke width, pixels
-           paint: Tensor,  # (N S+2 C 1 1): random colours of background, digit and strokes
-          ) -> tuple[Tensor, Tensor]:  # Pictures (N C H W) without noise, and masks (N H W) bool
+def _paint(far: Tensor, stroke: Tensor, width: Tensor, paint: Tensor) -> tuple[Tensor, Tensor]:
     "Strokes over the background, the digit over both, at least 0.4 brighter or darker than the background."
     back = 0.15 + 0.7 * paint[:, 0]
     picture = back.expand(-1, -1, *far.shape[1:])
@@ -456,28 +543,46 @@ def _paint(far: Tensor,  # (N H W): distance to the digit, pixels
     return picture + cover * (colour - picture), far < width + 0.5
 
 # %% ../nbs/01_data.ipynb #ecf9b258
-def cifar10(root: str | Path,  # Folder that holds, or gets, `cifar-10-batches-py`
-            train: bool = True,  # The 50 000 training or the 10 000 test pictures
-            download: bool = False,  # Fetch the set if it is not there
-           ) -> Images:  # (N 3 32 32) in [0, 1], ten classes
+def cifar10(
+    root: str | Path,  # Folder that holds, or gets, `cifar-10-batches-py`
+    train: bool = True,  # The 50 000 training or the 10 000 test pictures
+    download: bool = False,  # Fetch the set if it is not there
+) -> Images:  # (N 3 32 32) in [0, 1], ten classes
     "CIFAR-10 from a folder (Krizhevsky, 2009), read by torchvision, which checks the files' hashes first."
     from torchvision.datasets import CIFAR10
-    try: raw = CIFAR10(str(root), train=train, download=download)
+
+    try:
+        raw = CIFAR10(str(root), train=train, download=download)
     except RuntimeError as e:
-        raise DataNotFound(f"no CIFAR-10 in {Path(root).absolute()}; get it with: python -c \"from xai_nb.data import cifar10; cifar10({str(root)!r}, download=True)\"") from e
-    return Images(torch.from_numpy(raw.data).permute(0, 3, 1, 2).float() / 255, torch.tensor(raw.targets), names=tuple(raw.classes))
+        raise DataNotFound(
+            f'no CIFAR-10 in {Path(root).absolute()}; get it with: python -c "from xai_nb.data import cifar10; cifar10({str(root)!r}, download=True)"'
+        ) from e
+    return Images(
+        torch.from_numpy(raw.data).permute(0, 3, 1, 2).float() / 255,
+        torch.tensor(raw.targets),
+        names=tuple(raw.classes),
+    )
 
 # %% ../nbs/01_data.ipynb #ce28c75d
-def image_folder(root: str | Path,  # Folder with one sub-folder of pictures per class
-                 size: int = 224,  # Side after resizing the short side and cropping the centre, pixels
-                 limit: int | None = None,  # At most this many pictures, spread evenly over the set; None for all
-                ) -> Images:  # (N 3 size size) in [0, 1]
+def image_folder(
+    root: str | Path,  # Folder with one sub-folder of pictures per class
+    size: int = 224,  # Side after resizing the short side and cropping the centre, pixels
+    limit: int | None = None,  # At most this many pictures, spread evenly over the set; None for all
+) -> Images:  # (N 3 size size) in [0, 1]
     "A folder of pictures in memory, found by torchvision, read by `read_picture` as the command does."
     from torchvision.datasets import ImageFolder
+
     prepare = Preparation(size, size)
-    try: raw = ImageFolder(str(root), lambda picture: prepare.cut(picture)[0], loader=read_picture)
+    try:
+        raw = ImageFolder(str(root), lambda picture: prepare.cut(picture)[0], loader=read_picture)
     except FileNotFoundError as e:
-        raise DataNotFound(f"no class folders with pictures in {Path(root).absolute()}; put them there as <class name>/<picture>.jpg") from e
-    keep = range(len(raw)) if limit is None else np.linspace(0, len(raw) - 1, min(limit, len(raw))).astype(int)
+        raise DataNotFound(
+            f"no class folders with pictures in {Path(root).absolute()}; put them there as <class name>/<picture>.jpg"
+        ) from e
+    keep = (
+        range(len(raw)) if limit is None else np.linspace(0, len(raw) - 1, min(limit, len(raw))).astype(int)
+    )
     pairs = [raw[int(i)] for i in keep]
-    return Images(torch.stack([p for p, _ in pairs]), torch.tensor([c for _, c in pairs]), names=tuple(raw.classes))
+    return Images(
+        torch.stack([p for p, _ in pairs]), torch.tensor([c for _, c in pairs]), names=tuple(raw.classes)
+    )

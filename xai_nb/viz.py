@@ -28,22 +28,30 @@ from .core import check_finite
 
 # %% ../nbs/05_viz.ipynb #55cf9e0d
 WIDTH = 8.0  # inches; 720 pixels at 90 dpi
+
+
 DPI = 90
+
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+
+
 SIGNED = "RdBu_r"  # blue, white, red: zero is white
 
+# %% ../nbs/05_viz.ipynb #43e72482
 class Picture(Figure):
     "A matplotlib figure outside of pyplot, that shows itself as PNG."
 
-    def __init__(self,
-                 width: float,  # Inches, at most `WIDTH`
-                 height: float,  # Inches
-                ) -> None:
+    def __init__(
+        self,
+        width: float,  # Inches, at most `WIDTH`
+        height: float,  # Inches
+    ) -> None:
         "An empty figure of whole pixels with constrained layout."
         inches = [round(v * DPI) / DPI for v in (min(width, WIDTH), height)]
         super().__init__(figsize=inches, dpi=DPI, layout="constrained")
 
-    def _repr_png_(self) -> bytes:  # PNG at the figure's own dpi
+    def _repr_png_(self) -> bytes:
         "What a notebook shows."
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=self.dpi)
@@ -56,77 +64,99 @@ class Picture(Figure):
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 # %% ../nbs/05_viz.ipynb #5af492e6
-def _style() -> AbstractContextManager:  # A context
+def _style() -> AbstractContextManager:
     "The look of all figures, for the time of one function."
-    return matplotlib.rc_context({"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8,
-                                  "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.6,
-                                  "axes.grid": False, "figure.facecolor": "white", "image.cmap": "gray", "image.interpolation": "nearest"})
+    return matplotlib.rc_context(
+        {
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "axes.labelsize": 9,
+            "legend.fontsize": 8,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "lines.linewidth": 1.6,
+            "axes.grid": False,
+            "figure.facecolor": "white",
+            "image.cmap": "gray",
+            "image.interpolation": "nearest",
+        }
+    )
 
-def _numbers(x: Any,  # Tensor, array or sequence
-            ) -> np.ndarray:  # float64
+
+def _numbers(x: Any) -> np.ndarray:
     "Anything numeric as an array."
-    return (x.detach().cpu().double().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float64))
+    return x.detach().cpu().double().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float64)
 
 # %% ../nbs/05_viz.ipynb #fb2ef118
-def _image_array(image: Any,  # (C H W) tensor with one or three channels, (H W), or (H W 3) array
-                ) -> np.ndarray:  # (H W) or (H W 3) in 0 ... 1; stretched to that range if it leaves it
+def _image_array(image: Any) -> np.ndarray:
     "An image as matplotlib wants it."
     a = _numbers(image)
-    if a.ndim == 3 and a.shape[0] in (1, 3): a = np.moveaxis(a, 0, -1)
-    if a.ndim == 3 and a.shape[-1] == 1: a = a[..., 0]
-    if a.ndim != 2 and not (a.ndim == 3 and a.shape[-1] == 3): raise ValueError(f"an image has shape {a.shape}; expected (1 H W), (3 H W), (H W) or (H W 3)")
-    if not np.isfinite(a).all(): raise ValueError("the image holds NaN or infinity")
+    if a.ndim == 3 and a.shape[0] in (1, 3):
+        a = np.moveaxis(a, 0, -1)
+    if a.ndim == 3 and a.shape[-1] == 1:
+        a = a[..., 0]
+    if a.ndim != 2 and not (a.ndim == 3 and a.shape[-1] == 3):
+        raise ValueError(f"an image has shape {a.shape}; expected (1 H W), (3 H W), (H W) or (H W 3)")
+    if not np.isfinite(a).all():
+        raise ValueError("the image holds NaN or infinity")
     low, high = a.min(), a.max()
     return a if low >= 0 and high <= 1 else (a - low) / max(high - low, 1e-12)
 
-def _map_arrays(name: str,  # Column, for the message
-                maps: Tensor,  # (B H W) or (B C H W)
-                rows: int,  # Number of images
-               ) -> np.ndarray:  # (B H W); channels are summed
+
+def _map_arrays(name: str, maps: Tensor, rows: int) -> np.ndarray:
     "Maps as arrays, one for each row."
-    if not isinstance(maps, Tensor): maps = torch.as_tensor(np.asarray(maps))
-    if maps.ndim not in (3, 4) or len(maps) != rows: raise ValueError(f"maps {name!r} have shape {tuple(maps.shape)} for {rows} images; expected ({rows} H W) or ({rows} C H W)")
+    if not isinstance(maps, Tensor):
+        maps = torch.as_tensor(np.asarray(maps))
+    if maps.ndim not in (3, 4) or len(maps) != rows:
+        raise ValueError(
+            f"maps {name!r} have shape {tuple(maps.shape)} for {rows} images; expected ({rows} H W) or ({rows} C H W)"
+        )
     return _numbers(check_finite(f"maps {name!r}", maps.sum(1) if maps.ndim == 4 else maps))
 
-def _limit(values: np.ndarray,  # Any shape
-           clip: float,  # Percentile of the magnitudes
-          ) -> float:  # Half width of a symmetric scale, 1 for a map of zeros
+# %% ../nbs/05_viz.ipynb #3bdfc338
+def _limit(values: np.ndarray, clip: float) -> float:
     "The largest magnitude, or a percentile of it."
     return float(np.percentile(np.abs(values), clip)) or float(np.abs(values).max()) or 1.0
 
 # %% ../nbs/05_viz.ipynb #607fbf23
-def show_maps(images: Tensor,  # (B 1 H W) or (B 3 H W); values outside 0 ... 1 are stretched to it for display
-              maps: Mapping[str, Tensor],  # Column title -> (B H W) or (B C H W); channels are summed, any resolution
-              titles: Sequence[str] | None = None,  # One label per row
-              unit: str | Mapping[str, str] = "",  # Label of the colour bars, one for all or one per column
-              *,
-              share: str = "column",  # "column": one scale per column, "all": one for the figure, "cell": one per panel, without bars
-              clip: float = 100.0,  # Percentile of the magnitudes at the end of the scale, 0 ... 100
-             ) -> Picture:  # Closed figure: rows are images, columns are maps; ValueError for shapes that do not fit
+def show_maps(
+    images: Tensor,  # (B 1 H W) or (B 3 H W); values outside 0 ... 1 are stretched to it for display
+    maps: Mapping[str, Tensor],  # Column title -> (B H W) or (B C H W); channels are summed, any resolution
+    titles: Sequence[str] | None = None,  # One label per row
+    unit: str | Mapping[str, str] = "",  # Label of the colour bars, one for all or one per column
+    *,
+    share: str = "column",  # "column": one scale per column, "all": one for the figure, "cell": one per panel, without bars
+    clip: float = 100.0,  # Percentile of the magnitudes at the end of the scale, 0 ... 100
+) -> Picture:  # Closed figure: rows are images, columns are maps; ValueError for shapes that do not fit
     "Images beside signed maps, blue below zero, white at zero, red above."
     rows, names = len(images), list(maps)
-    if titles is not None and len(titles) != rows: raise ValueError(f"{len(titles)} titles for {rows} images")
-    if share not in ("column", "all", "cell"): raise ValueError(f"share is {share!r}; expected 'column', 'all' or 'cell'")
-    if not 0 <= clip <= 100: raise ValueError(f"clip is {clip}, expected a percentile in 0 ... 100")
+    if titles is not None and len(titles) != rows:
+        raise ValueError(f"{len(titles)} titles for {rows} images")
+    if share not in ("column", "all", "cell"):
+        raise ValueError(f"share is {share!r}; expected 'column', 'all' or 'cell'")
+    if not 0 <= clip <= 100:
+        raise ValueError(f"clip is {clip}, expected a percentile in 0 ... 100")
     arrays = [_map_arrays(name, maps[name], rows) for name in names]
     limits = [_limit(a, clip) for a in arrays]
-    if share == "all" and arrays: limits = [_limit(np.concatenate([a.ravel() for a in arrays]), clip)] * len(arrays)
+    if share == "all" and arrays:
+        limits = [_limit(np.concatenate([a.ravel() for a in arrays]), clip)] * len(arrays)
     with _style():
         fig, axes, bars = _grid(rows, 1 + len(names), images.shape[-2] / images.shape[-1], share != "cell")
         for r in range(rows):
             axes[r][0].imshow(_image_array(images[r]), vmin=0, vmax=1)
             axes[r][0].set_ylabel("" if titles is None else titles[r])
-            for a, limit, ax in zip(arrays, limits, axes[r][1:]): _draw_map(ax, a[r], _limit(a[r], clip) if share == "cell" else limit)
-        for ax, name in zip(axes[0], ["image", *names]): ax.set_title(name)
-        for ax, name, a, limit in zip(bars, names, arrays, limits): _draw_bar(fig, ax, a, limit, unit if isinstance(unit, str) else unit.get(name, ""))
+            for a, limit, ax in zip(arrays, limits, axes[r][1:]):
+                _draw_map(ax, a[r], _limit(a[r], clip) if share == "cell" else limit)
+        for ax, name in zip(axes[0], ["image", *names]):
+            ax.set_title(name)
+        for ax, name, a, limit in zip(bars, names, arrays, limits):
+            _draw_bar(fig, ax, a, limit, unit if isinstance(unit, str) else unit.get(name, ""))
     return fig
 
 # %% ../nbs/05_viz.ipynb #c89a2d45
-def _grid(rows: int,  # Rows of panels
-          columns: int,  # Columns of panels
-          aspect: float,  # Height over width of a panel
-          bars: bool,  # A thin row for colour bars below
-         ) -> tuple[Picture, list[list[Axes]], list[Axes]]:  # Figure, panels, axes of the bars (none for the first column)
+def _grid(rows: int, columns: int, aspect: float, bars: bool) -> tuple[Picture, list[list[Axes]], list[Axes]]:
     "Panels of equal size without ticks, and a row of colour bars."
     cell = min(WIDTH / columns, 1.9)
     fig = Picture(columns * cell, rows * (cell - 0.08) * aspect + (0.85 if bars else 0.5))
@@ -134,89 +164,120 @@ def _grid(rows: int,  # Rows of panels
     axes = [[fig.add_subplot(grid[r, c]) for c in range(columns)] for r in range(rows)]
     for ax in sum(axes, []):
         ax.set(xticks=[], yticks=[])
-        for spine in ax.spines.values(): spine.set_visible(False)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
     return fig, axes, [fig.add_subplot(grid[rows, c]) for c in range(1, columns)] if bars else []
 
-def _draw_map(ax: Axes,  # Where
-              array: np.ndarray,  # (H W)
-              limit: float,  # Half width of the scale
-             ) -> None:  # Nothing
+
+def _draw_map(ax: Axes, array: np.ndarray, limit: float) -> None:
     "One signed map."
     ax.imshow(array, cmap=SIGNED, vmin=-limit, vmax=limit)
     ax.set(xticks=[], yticks=[])
-    for spine in ax.spines.values(): spine.set(visible=True, color="0.8", linewidth=0.6)
+    for spine in ax.spines.values():
+        spine.set(visible=True, color="0.8", linewidth=0.6)
 
-def _draw_bar(fig: Figure,  # Its figure
-              ax: Axes,  # Its axes
-              arrays: np.ndarray,  # All values of the column
-              limit: float,  # Half width of the scale
-              unit: str,  # Label
-             ) -> None:  # Nothing
+# %% ../nbs/05_viz.ipynb #e8119bb8
+def _draw_bar(fig: Figure, ax: Axes, arrays: np.ndarray, limit: float, unit: str) -> None:
     "A colour bar with three ticks, pointed where values lie beyond it."
     over, under = arrays.max() > limit * (1 + 1e-9), arrays.min() < -limit * (1 + 1e-9)
-    extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((bool(over), bool(under)), "neither")
-    bar = fig.colorbar(ScalarMappable(Normalize(-limit, limit), SIGNED), cax=ax, orientation="horizontal", extend=extend, ticks=[-limit, 0, limit])
+    extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get(
+        (bool(over), bool(under)), "neither"
+    )
+    bar = fig.colorbar(
+        ScalarMappable(Normalize(-limit, limit), SIGNED),
+        cax=ax,
+        orientation="horizontal",
+        extend=extend,
+        ticks=[-limit, 0, limit],
+    )
     bar.ax.set_xticklabels([f"{-limit:.2g}", "0", f"{limit:.2g}"])
-    labels = bar.ax.get_xticklabels(); labels[0].set_ha("left"); labels[-1].set_ha("right")
-    bar.outline.set_visible(False); bar.set_label(unit, fontsize=8)
+    labels = bar.ax.get_xticklabels()
+    labels[0].set_ha("left")
+    labels[-1].set_ha("right")
+    bar.outline.set_visible(False)
+    bar.set_label(unit, fontsize=8)
 
 # %% ../nbs/05_viz.ipynb #d13609ca
-def show_neighbours(queries: Tensor,  # (B 1 H W) or (B 3 H W)
-                    neighbours: Tensor,  # (B k C H W), pictures found for each query, in the order of the columns
-                    same: Any,  # (B k) bool: True is framed in blue, False in orange
-                    titles: Sequence[Sequence[str]],  # Text above each neighbour, B times k
-                    query_titles: Sequence[str] | None = None,  # Text above each query
-                    *,
-                    groups: Sequence[int] = (),  # Numbers of neighbouring columns that belong together; they add up to k
-                   ) -> Picture:  # Closed figure: a row for each query; ValueError for shapes that do not fit
+def show_neighbours(
+    queries: Tensor,  # (B 1 H W) or (B 3 H W)
+    neighbours: Tensor,  # (B k C H W), pictures found for each query, in the order of the columns
+    same: Any,  # (B k) bool: True is framed in blue, False in orange
+    titles: Sequence[Sequence[str]],  # Text above each neighbour, B times k
+    query_titles: Sequence[str] | None = None,  # Text above each query
+    *,
+    groups: Sequence[int] = (),  # Numbers of neighbouring columns that belong together; they add up to k
+) -> Picture:  # Closed figure: a row for each query; ValueError for shapes that do not fit
     "Queries and the training pictures found for them."
     same, (rows, k) = np.asarray(same, dtype=bool), neighbours.shape[:2]
-    if len(queries) != rows or same.shape != (rows, k) or any(len(t) != k for t in titles) or len(titles) != rows:
-        raise ValueError(f"{len(queries)} queries, neighbours {tuple(neighbours.shape)}, same {same.shape}, titles {[len(t) for t in titles]}; expected B, (B k C H W), (B k), B times k")
-    if groups and sum(groups) != k: raise ValueError(f"groups {tuple(groups)} do not add up to the {k} neighbours")
+    if (
+        len(queries) != rows
+        or same.shape != (rows, k)
+        or any(len(t) != k for t in titles)
+        or len(titles) != rows
+    ):
+        raise ValueError(
+            f"{len(queries)} queries, neighbours {tuple(neighbours.shape)}, same {same.shape}, titles {[len(t) for t in titles]}; expected B, (B k C H W), (B k), B times k"
+        )
+    if groups and sum(groups) != k:
+        raise ValueError(f"groups {tuple(groups)} do not add up to the {k} neighbours")
     widths, cell = _with_gaps([1, *(groups or (k,))]), min(WIDTH / (k + 1 + 0.25 * (len(groups) or 1)), 1.2)
     with _style():
         lines = 1 + max(title.count("\n") for row in titles for title in row)
-        fig = Picture(cell * sum(widths), rows * (cell * queries.shape[-2] / queries.shape[-1] + 0.12 + 0.13 * lines))
+        fig = Picture(
+            cell * sum(widths), rows * (cell * queries.shape[-2] / queries.shape[-1] + 0.12 + 0.13 * lines)
+        )
         grid = fig.add_gridspec(rows, len(widths), width_ratios=widths)
         columns = [i for i, w in enumerate(widths) if w == 1]
         for r in range(rows):
             panels = [fig.add_subplot(grid[r, c]) for c in columns]
             _framed(panels[0], queries[r], query_titles[r] if query_titles else "query", "0.15", 0.8)
-            for j, ax in enumerate(panels[1:]): _framed(ax, neighbours[r, j], titles[r][j], PALETTE[0] if same[r, j] else PALETTE[1], 2.5)
+            for j, ax in enumerate(panels[1:]):
+                _framed(ax, neighbours[r, j], titles[r][j], PALETTE[0] if same[r, j] else PALETTE[1], 2.5)
     return fig
 
 # %% ../nbs/05_viz.ipynb #7b56f8b9
-def _with_gaps(sizes: Sequence[int],  # Columns of each group
-              ) -> list[float]:  # Width of every column; the gaps between groups are columns too
+def _with_gaps(sizes: Sequence[int]) -> list[float]:
     "Columns of equal width, and a quarter of one between groups."
     return sum([[0.25] * (i > 0) + [1] * n for i, n in enumerate(sizes)], [])
 
-def _framed(ax: Axes,  # Where
-            image: Tensor,  # (1 H W) or (3 H W)
-            title: str,  # Text above
-            colour: str,  # Of the frame
-            width: float,  # Of the frame, points
-           ) -> None:  # Nothing
+
+def _framed(ax: Axes, image: Tensor, title: str, colour: str, width: float) -> None:
     "One picture in a frame."
     ax.imshow(_image_array(image), vmin=0, vmax=1)
-    ax.set_title(title, fontsize=7); ax.set(xticks=[], yticks=[])
-    for spine in ax.spines.values(): spine.set(visible=True, color=colour, linewidth=width)
+    ax.set_title(title, fontsize=7)
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set(visible=True, color=colour, linewidth=width)
 
 # %% ../nbs/05_viz.ipynb #d95a9621
-def overlay_rgb(image: Tensor | np.ndarray,  # (1 H W), (3 H W), (H W) or (H W 3)
-                map: Tensor,  # (h w) or (1 h w), any resolution; enlarged bilinearly
-                alpha: float = 0.8,  # Opacity at the largest magnitude, 0 ... 1; it falls with the root of the magnitude
-                *,
-                limit: float | None = None,  # Magnitude at the end of the scale, above 0; None: the largest in the map
-               ) -> np.ndarray:  # (H W 3) uint8
+def overlay_rgb(
+    image: Tensor | np.ndarray,  # (1 H W), (3 H W), (H W) or (H W 3)
+    map: Tensor,  # (h w) or (1 h w), any resolution; enlarged bilinearly
+    alpha: float = 0.8,  # Opacity at the largest magnitude, 0 ... 1; it falls with the root of the magnitude
+    *,
+    limit: float | None = None,  # Magnitude at the end of the scale, above 0; None: the largest in the map
+) -> np.ndarray:  # (H W 3) uint8
     "A signed map as colour over a grey picture."
-    if not 0 <= alpha <= 1: raise ValueError(f"alpha is {alpha}, expected 0 ... 1")
-    if limit is not None and not limit > 0: raise ValueError(f"limit is {limit}, expected a positive magnitude, or None for the largest in the map")
-    picture, values = _image_array(image), check_finite("the map", torch.as_tensor(map).detach().double().cpu())
-    if values.ndim == 3 and len(values) == 1: values = values[0]
-    if values.ndim != 2: raise ValueError(f"the map has shape {tuple(values.shape)}; expected (H W) or (1 H W), sum the channels first")
-    if values.shape != picture.shape[:2]: values = F.interpolate(values[None, None], picture.shape[:2], mode="bilinear", align_corners=False)[0, 0]
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}, expected 0 ... 1")
+    if limit is not None and not limit > 0:
+        raise ValueError(
+            f"limit is {limit}, expected a positive magnitude, or None for the largest in the map"
+        )
+    picture, values = (
+        _image_array(image),
+        check_finite("the map", torch.as_tensor(map).detach().double().cpu()),
+    )
+    if values.ndim == 3 and len(values) == 1:
+        values = values[0]
+    if values.ndim != 2:
+        raise ValueError(
+            f"the map has shape {tuple(values.shape)}; expected (H W) or (1 H W), sum the channels first"
+        )
+    if values.shape != picture.shape[:2]:
+        values = F.interpolate(values[None, None], picture.shape[:2], mode="bilinear", align_corners=False)[
+            0, 0
+        ]
     strength = np.clip(values.numpy() / (limit or _limit(values.numpy(), 100)), -1, 1)
     grey = picture if picture.ndim == 2 else picture @ np.array([0.299, 0.587, 0.114])
     opacity = alpha * np.sqrt(np.abs(strength))[..., None]
@@ -224,14 +285,15 @@ def overlay_rgb(image: Tensor | np.ndarray,  # (1 H W), (3 H W), (H W) or (H W 3
     return np.round(255 * ((1 - opacity) * grey[..., None] + opacity * colour)).astype(np.uint8)
 
 # %% ../nbs/05_viz.ipynb #59d9d919
-def overlay(image: Tensor | np.ndarray,  # (1 H W), (3 H W), (H W) or (H W 3)
-            map: Tensor,  # (h w) or (1 h w), any resolution
-            alpha: float = 0.8,  # Opacity at the largest magnitude, 0 ... 1
-            *,
-            title: str = "",  # Title of the overlay
-            unit: str = "",  # Label of the colour bar
-            limit: float | None = None,  # Magnitude at the end of the scale; None: the largest in the map
-           ) -> Picture:  # Closed figure
+def overlay(
+    image: Tensor | np.ndarray,  # (1 H W), (3 H W), (H W) or (H W 3)
+    map: Tensor,  # (h w) or (1 h w), any resolution
+    alpha: float = 0.8,  # Opacity at the largest magnitude, 0 ... 1
+    *,
+    title: str = "",  # Title of the overlay
+    unit: str = "",  # Label of the colour bar
+    limit: float | None = None,  # Magnitude at the end of the scale; None: the largest in the map
+) -> Picture:  # Closed figure
     "The picture, and the map over it, with a colour bar."
     rgb, values = overlay_rgb(image, map, alpha, limit=limit), _numbers(map)
     end = limit or _limit(values, 100)
@@ -239,142 +301,207 @@ def overlay(image: Tensor | np.ndarray,  # (1 H W), (3 H W), (H W) or (H W 3)
         width = WIDTH * 0.9
         fig = Picture(width, (width / 2 - 0.5) * rgb.shape[0] / rgb.shape[1] + 0.35)
         left, right = fig.subplots(1, 2)
-        left.imshow(_image_array(image), vmin=0, vmax=1); right.imshow(rgb); right.set_title(title)
-        for ax in (left, right): ax.axis("off")
-        bar = fig.colorbar(ScalarMappable(Normalize(-end, end), SIGNED), ax=right, shrink=0.8, ticks=[-end, 0, end], label=unit)
-        bar.ax.set_yticklabels([f"{-end:.2g}", "0", f"{end:.2g}"]); bar.outline.set_visible(False)
+        left.imshow(_image_array(image), vmin=0, vmax=1)
+        right.imshow(rgb)
+        right.set_title(title)
+        for ax in (left, right):
+            ax.axis("off")
+        bar = fig.colorbar(
+            ScalarMappable(Normalize(-end, end), SIGNED),
+            ax=right,
+            shrink=0.8,
+            ticks=[-end, 0, end],
+            label=unit,
+        )
+        bar.ax.set_yticklabels([f"{-end:.2g}", "0", f"{end:.2g}"])
+        bar.outline.set_visible(False)
     return fig
 
 # %% ../nbs/05_viz.ipynb #ec7390d3
-def curves(lines: Mapping[str, Sequence],  # Name -> (x, y) or (x, y, low, high), each (F,)
-           xlabel: str = "",  # With unit
-           ylabel: str = "",  # With unit
-           *,
-           title: str = "",  # Take-away or condition
-           reference: Mapping[str, float] | None = None,  # Name -> height of a dashed line
-           logx: bool = False,  # Logarithmic x axis
-           logy: bool = False,  # Logarithmic y axis
-          ) -> Picture:  # Closed figure; ValueError for lengths that differ
+def curves(
+    lines: Mapping[str, Sequence],  # Name -> (x, y) or (x, y, low, high), each (F,)
+    xlabel: str = "",  # With unit
+    ylabel: str = "",  # With unit
+    *,
+    title: str = "",  # Take-away or condition
+    reference: Mapping[str, float] | None = None,  # Name -> height of a dashed line
+    logx: bool = False,  # Logarithmic x axis
+    logy: bool = False,  # Logarithmic y axis
+) -> Picture:  # Closed figure; ValueError for lengths that differ
     "Lines with bands in colours and markers that can be told apart."
     with _style():
         fig = Picture(WIDTH * 0.75, 3.2)
         ax = fig.subplots()
-        for colour, marker, (name, line) in zip(cycle(PALETTE), cycle("osD^vPX"), lines.items()): _draw_line(ax, name, line, colour, marker)
+        for colour, marker, (name, line) in zip(cycle(PALETTE), cycle("osD^vPX"), lines.items()):
+            _draw_line(ax, name, line, colour, marker)
         for style, (name, height) in zip(cycle(["--", ":", "-."]), (reference or {}).items()):
             ax.axhline(height, color="0.45", linestyle=style, linewidth=1.1, label=name, zorder=0)
-        ax.set(xlabel=xlabel, ylabel=ylabel, title=title, **({"xscale": "log"} if logx else {}), **({"yscale": "log"} if logy else {}))
+        ax.set(
+            xlabel=xlabel,
+            ylabel=ylabel,
+            title=title,
+            **({"xscale": "log"} if logx else {}),
+            **({"yscale": "log"} if logy else {}),
+        )
         ax.grid(color="0.92")
-        if len(lines) + len(reference or {}) > 1: ax.legend(frameon=False)
+        if len(lines) + len(reference or {}) > 1:
+            ax.legend(frameon=False)
     return fig
 
-def _draw_line(ax: Axes,  # Where
-               name: str,  # Label
-               line: Sequence,  # (x, y) or (x, y, low, high)
-               colour: str,  # Of line and band
-               marker: str,  # Drawn at up to 15 points
-              ) -> None:  # Nothing
+# %% ../nbs/05_viz.ipynb #6e0ccbec
+def _draw_line(ax: Axes, name: str, line: Sequence, colour: str, marker: str) -> None:
     "One line with its band."
     parts = [np.atleast_1d(_numbers(p)) for p in line]
     if len(parts) not in (2, 4) or len({p.shape for p in parts}) != 1 or parts[0].ndim != 1:
-        raise ValueError(f"line {name!r} has parts of shape {[p.shape for p in parts]}; expected (x, y) or (x, y, low, high) of one length")
-    ax.plot(*parts[:2], color=colour, marker=marker, markersize=4, markevery=max(1, len(parts[0]) // 15), label=name)
-    if len(parts) == 4: ax.fill_between(parts[0], *parts[2:], color=colour, alpha=0.18, linewidth=0)
+        raise ValueError(
+            f"line {name!r} has parts of shape {[p.shape for p in parts]}; expected (x, y) or (x, y, low, high) of one length"
+        )
+    ax.plot(
+        *parts[:2],
+        color=colour,
+        marker=marker,
+        markersize=4,
+        markevery=max(1, len(parts[0]) // 15),
+        label=name,
+    )
+    if len(parts) == 4:
+        ax.fill_between(parts[0], *parts[2:], color=colour, alpha=0.18, linewidth=0)
 
 # %% ../nbs/05_viz.ipynb #0ff30585
-def bars(values: Mapping[str, Any],  # Name -> number, or (number, low, high)
-         xlabel: str = "",  # With unit
-         *,
-         title: str = "",  # Take-away or condition
-         reference: Mapping[str, float] | None = None,  # Name -> place of a dashed line
-        ) -> Picture:  # Closed figure
+def bars(
+    values: Mapping[str, Any],  # Name -> number, or (number, low, high)
+    xlabel: str = "",  # With unit
+    *,
+    title: str = "",  # Take-away or condition
+    reference: Mapping[str, float] | None = None,  # Name -> place of a dashed line
+) -> Picture:  # Closed figure
     "Horizontal bars with intervals, the first on top."
     rows = [np.atleast_1d(_numbers(v)) for v in values.values()]
-    if not rows or any(r.shape not in ((1,), (3,)) for r in rows): raise ValueError("each bar needs a number, or (number, low, high)")
+    if not rows or any(r.shape not in ((1,), (3,)) for r in rows):
+        raise ValueError("each bar needs a number, or (number, low, high)")
     with _style():
         fig = Picture(WIDTH * 0.75, 0.28 * len(rows) + 0.8 + 0.25 * bool(title))
         ax = fig.subplots()
         ax.barh(range(len(rows)), [r[0] for r in rows], height=0.62, color=PALETTE[0], alpha=0.85)
         for i, r in enumerate(rows):
-            if len(r) == 3: ax.plot(r[1:], [i, i], color="0.15", linewidth=1.4, marker="|", markersize=7)
-        for style, (name, place) in zip(cycle(["--", ":", "-."]), (reference or {}).items()): ax.axvline(place, color="0.3", linestyle=style, linewidth=1.1, label=name)
+            if len(r) == 3:
+                ax.plot(r[1:], [i, i], color="0.15", linewidth=1.4, marker="|", markersize=7)
+        for style, (name, place) in zip(cycle(["--", ":", "-."]), (reference or {}).items()):
+            ax.axvline(place, color="0.3", linestyle=style, linewidth=1.1, label=name)
         ax.set(yticks=range(len(rows)), yticklabels=list(values), xlabel=xlabel, title=title)
-        ax.invert_yaxis(); ax.tick_params(axis="y", length=0)
-        if reference: ax.legend(frameon=False, loc="lower right")
+        ax.invert_yaxis()
+        ax.tick_params(axis="y", length=0)
+        if reference:
+            ax.legend(frameon=False, loc="lower right")
     return fig
 
 # %% ../nbs/05_viz.ipynb #5a0f3603
-def show_history(history: Any,  # `models.History`, a DataFrame or a mapping name -> one number per epoch
-                ) -> Picture:  # Closed figure, one panel per quantity
+def show_history(
+    history: Any,  # `models.History`, a DataFrame or a mapping name -> one number per epoch
+) -> Picture:  # Closed figure, one panel per quantity
     "A training history, one panel per quantity."
     table = history.frame() if hasattr(history, "frame") else history
     columns = {str(k): _numbers(table[k]) for k in table if len(table[k])}
-    if not columns: raise ValueError("the history is empty")
+    if not columns:
+        raise ValueError("the history is empty")
     with _style():
         fig = Picture(min(WIDTH, 3.2 * len(columns)), 2.4)
-        for ax, colour, (name, values) in zip(np.atleast_1d(fig.subplots(1, len(columns))), cycle(PALETTE), columns.items()):
+        for ax, colour, (name, values) in zip(
+            np.atleast_1d(fig.subplots(1, len(columns))), cycle(PALETTE), columns.items()
+        ):
             ax.plot(np.arange(1, len(values) + 1), values, color=colour, marker="o", markersize=3.5)
-            ax.set(xlabel="epoch", title=name); ax.grid(color="0.92"); ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.set(xlabel="epoch", title=name)
+            ax.grid(color="0.92")
+            ax.xaxis.get_major_locator().set_params(integer=True)
     return fig
 
 # %% ../nbs/05_viz.ipynb #312ac982
-def explore(fn: Callable[..., Any],  # Called with one keyword per range; returns a signed map, an RGB image (H W 3) or a figure
-            live: bool = False,  # True: sliders (needs ipywidgets and a running kernel)
-            **ranges: Sequence,  # Name -> settings; one or two names; at most five settings of each are drawn, a slider has all
-           ) -> Any:  # A closed figure; with live=True an ipywidgets object
+def explore(
+    fn: Callable[
+        ..., Any
+    ],  # Called with one keyword per range; returns a signed map, an RGB image (H W 3) or a figure
+    live: bool = False,  # True: sliders (needs ipywidgets and a running kernel)
+    **ranges: Sequence,  # Name -> settings; one or two names; at most five settings of each are drawn, a slider has all
+) -> Any:  # A closed figure; with live=True an ipywidgets object
     "A filmstrip of results at several settings, or sliders over them."
-    if not ranges or not all(isinstance(v, Sequence) and not isinstance(v, str) and len(v) for v in ranges.values()):
+    if not ranges or not all(
+        isinstance(v, Sequence) and not isinstance(v, str) and len(v) for v in ranges.values()
+    ):
         raise ValueError("name the settings, for example explore(fn, sigma=[0, 0.1, 0.2])")
-    if live: return _sliders(fn, ranges)
-    if len(ranges) > 2: raise ValueError(f"a strip shows one or two settings, not {len(ranges)}; fix the others in fn, or pass live=True")
+    if live:
+        return _sliders(fn, ranges)
+    if len(ranges) > 2:
+        raise ValueError(
+            f"a strip shows one or two settings, not {len(ranges)}; fix the others in fn, or pass live=True"
+        )
     across, *down = [(k, _some(v)) for k, v in ranges.items()]
     name, settings = down[0] if down else ("", [None])
     with _style():
         results = [[fn(**{across[0]: a, **({name: d} if down else {})}) for a in across[1]] for d in settings]
         fig, axes, _ = _grid(len(settings), len(across[1]), _shape_ratio(results[0][0]), False)
         for d, row, panels in zip(settings, results, axes):
-            for a, ax, result in zip(across[1], panels, row): _draw_result(ax, result)
-            if down: panels[0].set_ylabel(f"{name} = {d}")
-        for a, ax in zip(across[1], axes[0]): ax.set_title(f"{across[0]} = {a}")
+            for a, ax, result in zip(across[1], panels, row):
+                _draw_result(ax, result)
+            if down:
+                panels[0].set_ylabel(f"{name} = {d}")
+        for a, ax in zip(across[1], axes[0]):
+            ax.set_title(f"{across[0]} = {a}")
     return fig
 
 # %% ../nbs/05_viz.ipynb #bdaedd87
-def _some(settings: Sequence,  # All settings
-         ) -> list:  # At most five, spread evenly, first and last included
+def _some(settings: Sequence) -> list:
     "The settings that a strip shows."
-    return [settings[i] for i in np.unique(np.linspace(0, len(settings) - 1, min(len(settings), 5)).round().astype(int))]
+    return [
+        settings[i]
+        for i in np.unique(np.linspace(0, len(settings) - 1, min(len(settings), 5)).round().astype(int))
+    ]
 
-def _result_array(result: Any,  # Map, image or figure
-                 ) -> np.ndarray:  # (H W) for a map, (H W 3) for an image
+
+def _result_array(result: Any) -> np.ndarray:
     "What `fn` returned, as an array."
-    if isinstance(result, Picture): return result.rgb()
+    if isinstance(result, Picture):
+        return result.rgb()
     a = _numbers(check_finite("the result", result) if isinstance(result, Tensor) else result)
-    while a.ndim > 2 and a.shape[0] == 1: a = a[0]
-    if a.ndim != 2 and not (a.ndim == 3 and a.shape[-1] == 3): raise ValueError(f"fn returned shape {a.shape}; expected a map (H W), an image (H W 3) or a Picture")
+    while a.ndim > 2 and a.shape[0] == 1:
+        a = a[0]
+    if a.ndim != 2 and not (a.ndim == 3 and a.shape[-1] == 3):
+        raise ValueError(f"fn returned shape {a.shape}; expected a map (H W), an image (H W 3) or a Picture")
     return a
 
-def _shape_ratio(result: Any,  # Map, image or figure
-                ) -> float:  # Height over width
+
+def _shape_ratio(result: Any) -> float:
     "The shape of a panel."
     a = _result_array(result)
     return a.shape[0] / a.shape[1]
 
-def _draw_result(ax: Axes,  # Where
-                 result: Any,  # Map, image or figure
-                ) -> None:  # Nothing
+# %% ../nbs/05_viz.ipynb #a3390cb8
+def _draw_result(ax: Axes, result: Any) -> None:
     "One panel: a map with its scale below, or an image."
     a = _result_array(result)
-    if a.ndim == 3: return ax.imshow(a.astype(np.uint8) if a.max() > 1 else a) and None
+    if a.ndim == 3:
+        return ax.imshow(a.astype(np.uint8) if a.max() > 1 else a) and None
     _draw_map(ax, a, _limit(a, 100))
     ax.set_xlabel(f"± {_limit(a, 100):.2g}")
 
-def _sliders(fn: Callable[..., Any],  # As in `explore`
-             ranges: Mapping[str, Sequence],  # Name -> settings
-            ) -> Any:  # An ipywidgets object that redraws on every move
+# %% ../nbs/05_viz.ipynb #9cf846fd
+def _sliders(fn: Callable[..., Any], ranges: Mapping[str, Sequence]) -> Any:
     "One slider per setting."
-    try: import ipywidgets
-    except ImportError as e: raise ImportError("live=True needs ipywidgets: pip install ipywidgets; without it, leave live out for the strip") from e
-    controls = {k: ipywidgets.SelectionSlider(options=list(v), description=k, continuous_update=False) for k, v in ranges.items()}
-    return ipywidgets.interactive(lambda **now: explore(fn, **{k: [v] for k, v in list(now.items())[:2]}) if len(now) < 3 else fn(**now), **controls)
+    try:
+        import ipywidgets
+    except ImportError as e:
+        raise ImportError(
+            "live=True needs ipywidgets: pip install ipywidgets; without it, leave live out for the strip"
+        ) from e
+    controls = {
+        k: ipywidgets.SelectionSlider(options=list(v), description=k, continuous_update=False)
+        for k, v in ranges.items()
+    }
+    return ipywidgets.interactive(
+        lambda **now: (
+            explore(fn, **{k: [v] for k, v in list(now.items())[:2]}) if len(now) < 3 else fn(**now)
+        ),
+        **controls,
+    )
 
 # %% ../nbs/05_viz.ipynb #ed777273
 import textwrap
@@ -383,11 +510,10 @@ import pandas as pd
 from scipy.cluster.hierarchy import dendrogram
 
 # %% ../nbs/05_viz.ipynb #2d57ded7
-def _tree_places(left: np.ndarray,  # Left child of every node, -1 at a leaf, (nodes,)
-                 right: np.ndarray,  # Right child, (nodes,)
-                ) -> tuple[np.ndarray, np.ndarray]:  # Horizontal place and depth of every node
+def _tree_places(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Leaves side by side, parents above the middle of their children."
     x, depth = np.zeros(len(left)), np.zeros(len(left), int)
+
     def place(v: int, k: int, free: float) -> float:
         depth[v] = k
         if left[v] < 0:
@@ -396,42 +522,58 @@ def _tree_places(left: np.ndarray,  # Left child of every node, -1 at a leaf, (n
         free = place(right[v], k + 1, place(left[v], k + 1, free))
         x[v] = (x[left[v]] + x[right[v]]) / 2
         return free
+
     place(0, 0, 0.0)
     return x, depth
 
-def _node_text(model: Any,  # Fitted scikit-learn tree
-               v: int,  # Node
-              ) -> str:  # The question of an inner node, the class or value of a leaf
+# %% ../nbs/05_viz.ipynb #e6de7885
+def _node_text(model: Any, v: int) -> str:
     "What is written in a node."
     tree, names = model.tree_, getattr(model, "feature_names_in_", None)
-    if tree.children_left[v] < 0: return str(model.classes_[tree.value[v, 0].argmax()]) if hasattr(model, "classes_") else f"{tree.value[v, 0, 0]:.3g}"
+    if tree.children_left[v] < 0:
+        return (
+            str(model.classes_[tree.value[v, 0].argmax()])
+            if hasattr(model, "classes_")
+            else f"{tree.value[v, 0, 0]:.3g}"
+        )
     name = f"x{tree.feature[v]}" if names is None else textwrap.fill(str(names[tree.feature[v]]), 12)
     return f"{name}\n≤ {tree.threshold[v]:.4g}"
 
 # %% ../nbs/05_viz.ipynb #9e3ccd14
-def _draw_tree(ax: Axes,  # Where
-               model: Any,  # Fitted scikit-learn tree
-               marked: Sequence[int],  # Nodes whose subtrees are orange
-              ) -> None:  # Nothing
+def _draw_tree(ax: Axes, model: Any, marked: Sequence[int]) -> None:
     "One tree, root on top."
     left, right = model.tree_.children_left, model.tree_.children_right
     (x, depth), changed = _tree_places(left, right), set(marked)
     for v in np.argsort(depth, kind="stable"):
         colour = PALETTE[1] if v in changed else "0.3"
-        ax.text(x[v], -depth[v], _node_text(model, v), ha="center", va="center", fontsize=7, color=colour, bbox=dict(boxstyle="round", fc="white", ec=colour))
+        ax.text(
+            x[v],
+            -depth[v],
+            _node_text(model, v),
+            ha="center",
+            va="center",
+            fontsize=7,
+            color=colour,
+            bbox=dict(boxstyle="round", fc="white", ec=colour),
+        )
         for child in (left[v], right[v]):
-            if child < 0: continue
+            if child < 0:
+                continue
             ax.plot([x[v], x[child]], [-depth[v], -depth[child]], color=colour, linewidth=1, zorder=0)
-            if v in changed: changed.add(child)
+            if v in changed:
+                changed.add(child)
     ax.set(xlim=(x.min() - 0.6, x.max() + 0.6), ylim=(-depth.max() - 0.4, 0.4))
     ax.axis("off")
 
 # %% ../nbs/05_viz.ipynb #f97b0116
-def show_tree_pair(a: Any,  # Fitted scikit-learn tree
-                   b: Any,  # Another
-                   differing: Sequence[tuple],  # (node of a, node of b, ...): topmost positions that differ, as `trees.differing_nodes` finds them
-                   titles: tuple[str, str] = ("before", "after"),  # Over the two trees
-                  ) -> Picture:  # Closed figure
+def show_tree_pair(
+    a: Any,  # Fitted scikit-learn tree
+    b: Any,  # Another
+    differing: Sequence[
+        tuple
+    ],  # (node of a, node of b, ...): topmost positions that differ, as `trees.differing_nodes` finds them
+    titles: tuple[str, str] = ("before", "after"),  # Over the two trees
+) -> Picture:  # Closed figure
     "Two trees side by side; what hangs from the topmost differing nodes is orange."
     with _style():
         fig = Picture(WIDTH, 1.0 * (max(a.tree_.max_depth, b.tree_.max_depth) + 1) + 0.3)
@@ -441,50 +583,80 @@ def show_tree_pair(a: Any,  # Fitted scikit-learn tree
     return fig
 
 # %% ../nbs/05_viz.ipynb #a571f045
-def show_census(censuses: Mapping[str, pd.DataFrame],  # Name -> frame with columns frequency, distance and original, a line a tree
-                most: int = 8,  # How many trees of each to show
-               ) -> Picture:  # Closed figure
+def show_census(
+    censuses: Mapping[
+        str, pd.DataFrame
+    ],  # Name -> frame with columns frequency, distance and original, a line a tree
+    most: int = 8,  # How many trees of each to show
+) -> Picture:  # Closed figure
     "How often each tree appears when one row is deleted; the tree of all rows in blue, distances over the bars."
     with _style():
         fig = Picture(min(WIDTH, 2.7 * len(censuses)), 2.4)
-        for ax, (name, frame) in zip(fig.subplots(1, len(censuses), sharey=True, squeeze=False)[0], censuses.items()):
+        for ax, (name, frame) in zip(
+            fig.subplots(1, len(censuses), sharey=True, squeeze=False)[0], censuses.items()
+        ):
             top = frame.head(most)
-            ax.bar(range(len(top)), top["frequency"], color=[PALETTE[0] if first else PALETTE[1] for first in top["original"]])
-            for i, (share, d) in enumerate(zip(top["frequency"], top["distance"])): ax.text(i, share + 0.01, f"{d:.2f}", ha="center", fontsize=7)
+            ax.bar(
+                range(len(top)),
+                top["frequency"],
+                color=[PALETTE[0] if first else PALETTE[1] for first in top["original"]],
+            )
+            for i, (share, d) in enumerate(zip(top["frequency"], top["distance"])):
+                ax.text(i, share + 0.01, f"{d:.2f}", ha="center", fontsize=7)
             ax.set(title=f"{name}: {len(frame)} trees", xlabel="tree", xticks=[], ylim=(0, 1.08))
         fig.axes[0].set_ylabel("share of deletions")
     return fig
 
 # %% ../nbs/05_viz.ipynb #6ef4c6ae
-def show_hierarchies(panels: Mapping[str, tuple[np.ndarray, np.ndarray]],  # Title -> (linkage matrix of scipy (B - 1, 4), cluster number of every row (B,))
-                     columns: int = 2,  # Panels side by side
-                    ) -> Picture:  # Closed figure
+def show_hierarchies(
+    panels: Mapping[
+        str, tuple[np.ndarray, np.ndarray]
+    ],  # Title -> (linkage matrix of scipy (B - 1, 4), cluster number of every row (B,))
+    columns: int = 2,  # Panels side by side
+) -> Picture:  # Closed figure
     "Dendrograms, each over a strip that colours the rows by cluster."
     with _style():
         rows = -(-len(panels) // columns)
         fig = Picture(WIDTH, 2.2 * rows)
         axes = fig.subplots(2 * rows, columns, height_ratios=(5, 1) * rows, squeeze=False)
-        for ax in axes.ravel(): ax.axis("off")
+        for ax in axes.ravel():
+            ax.axis("off")
         for i, (title, (Z, clusters)) in enumerate(panels.items()):
             tree, strip = axes[2 * (i // columns), i % columns], axes[2 * (i // columns) + 1, i % columns]
-            leaves = dendrogram(Z, ax=tree, no_labels=True, color_threshold=0, above_threshold_color="0.3")["leaves"]
-            strip.imshow(np.asarray(clusters)[leaves][None], aspect="auto", cmap="tab10", vmin=0, vmax=9, interpolation="nearest")
+            leaves = dendrogram(Z, ax=tree, no_labels=True, color_threshold=0, above_threshold_color="0.3")[
+                "leaves"
+            ]
+            strip.imshow(
+                np.asarray(clusters)[leaves][None],
+                aspect="auto",
+                cmap="tab10",
+                vmin=0,
+                vmax=9,
+                interpolation="nearest",
+            )
             tree.set_title(title)
     return fig
 
 # %% ../nbs/05_viz.ipynb #c61cffcd
-def show_tradeoff(frame: pd.DataFrame,  # A line a repetition: columns table, method, and the two to draw
-                  x: str,  # Column of the horizontal axis
-                  y: str,  # Column of the vertical axis
-                  *,
-                  labels: tuple[str, str] = ("", ""),  # Of the axes, with unit
-                  path: str = "slack ",  # Methods called this and a number are joined by a line and labelled by the number
-                  linear: tuple[float | None, float | None] = (None, None),  # Each axis: logarithmic above this value; None: linear
-                 ) -> Picture:  # Closed figure, one panel a table; lower left is better
+def show_tradeoff(
+    frame: pd.DataFrame,  # A line a repetition: columns table, method, and the two to draw
+    x: str,  # Column of the horizontal axis
+    y: str,  # Column of the vertical axis
+    *,
+    labels: tuple[str, str] = ("", ""),  # Of the axes, with unit
+    path: str = "slack ",  # Methods called this and a number are joined by a line and labelled by the number
+    linear: tuple[float | None, float | None] = (
+        None,
+        None,
+    ),  # Each axis: logarithmic above this value; None: linear
+) -> Picture:  # Closed figure, one panel a table; lower left is better
     "Methods on the plane of two costs, mean and standard error over repetitions."
     names = list(dict.fromkeys(frame["table"]))
     groups = {name: frame[frame["table"] == name].groupby("method", sort=False)[[x, y]] for name in names}
-    means, errors = {name: g.mean() for name, g in groups.items()}, {name: g.sem().fillna(0) for name, g in groups.items()}
+    means, errors = (
+        {name: g.mean() for name, g in groups.items()},
+        {name: g.sem().fillna(0) for name, g in groups.items()},
+    )
     rivals = [m for m in dict.fromkeys(frame["method"]) if not m.startswith(path)]
     styles = {m: (colour, marker) for m, colour, marker in zip(rivals, cycle(PALETTE[1:]), cycle("sD^vPX"))}
     with _style():
@@ -493,37 +665,44 @@ def show_tradeoff(frame: pd.DataFrame,  # A line a repetition: columns table, me
         axes = fig.subplots(rows, 2, squeeze=False).ravel()
         for ax, name in zip(axes, names):
             for axis, width in zip("xy", linear):
-                if width: getattr(ax, f"set_{axis}scale")("symlog", linthresh=width)
+                if width:
+                    getattr(ax, f"set_{axis}scale")("symlog", linthresh=width)
             _draw_tradeoff(ax, means[name], errors[name], path, styles)
             ax.set(title=name, xlabel=labels[0], ylabel=labels[1], ylim=(0, None))
-        for ax in axes[len(names):]: ax.axis("off")
+        for ax in axes[len(names) :]:
+            ax.axis("off")
         found = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
         fig.legend(found.values(), found.keys(), loc="outside lower center", ncols=5, frameon=False)
         fig.draw_without_rendering()
-        for ax, name in zip(axes, names): _label_path(ax, means[name], path)
+        for ax, name in zip(axes, names):
+            _label_path(ax, means[name], path)
     return fig
 
 # %% ../nbs/05_viz.ipynb #e3e1ae7d
-def _draw_tradeoff(ax: Axes,  # Where
-                   mean: pd.DataFrame,  # Means of the two costs, a line a method
-                   error: pd.DataFrame,  # Their standard errors
-                   path: str,  # As in `show_tradeoff`
-                   styles: Mapping[str, tuple[str, str]],  # Colour and marker of the other methods
-                  ) -> None:  # Nothing
+def _draw_tradeoff(
+    ax: Axes, mean: pd.DataFrame, error: pd.DataFrame, path: str, styles: Mapping[str, tuple[str, str]]
+) -> None:
     "One panel: a point a method, the path of one method joined."
     on = mean.index.str.startswith(path)
     ax.plot(*mean[on].to_numpy().T, color=PALETTE[0], linewidth=1, zorder=1)
     for m in mean.index:
         colour, marker = styles.get(m, (PALETTE[0], "o"))
-        ax.errorbar(*mean.loc[m], xerr=error.loc[m].iloc[0], yerr=error.loc[m].iloc[1], fmt=marker, markersize=4.5, elinewidth=0.8,
-                    color=colour, ecolor=(colour, 0.5), label=m if m in styles else f"{path}(numbers)")
+        ax.errorbar(
+            *mean.loc[m],
+            xerr=error.loc[m].iloc[0],
+            yerr=error.loc[m].iloc[1],
+            fmt=marker,
+            markersize=4.5,
+            elinewidth=0.8,
+            color=colour,
+            ecolor=(colour, 0.5),
+            label=m if m in styles else f"{path}(numbers)",
+        )
     ax.grid(color="0.92")
     ax.set_axisbelow(True)
 
-def _label_path(ax: Axes,  # Where, after the layout
-                mean: pd.DataFrame,  # Means of the two costs, a line a method
-                path: str,  # As in `show_tradeoff`
-               ) -> None:  # Nothing
+# %% ../nbs/05_viz.ipynb #bf1eec36
+def _label_path(ax: Axes, mean: pd.DataFrame, path: str) -> None:
     "The number of every point of the path, on the side where there is most room."
     angles = np.arange(8) * np.pi / 4
     round_it = 10 * DPI / 72 * np.stack([np.cos(angles), np.sin(angles)], 1)
@@ -532,4 +711,13 @@ def _label_path(ax: Axes,  # Where, after the layout
         here = ax.transData.transform(mean.loc[m])
         best = max(here + round_it, key=lambda place: min(np.linalg.norm(place - other) for other in taken))
         taken.append(best)
-        ax.annotate(m[len(path):], mean.loc[m], xytext=(best - here) * 72 / DPI, textcoords="offset points", ha="center", va="center", fontsize=8, color=PALETTE[0])
+        ax.annotate(
+            m[len(path) :],
+            mean.loc[m],
+            xytext=(best - here) * 72 / DPI,
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=PALETTE[0],
+        )
