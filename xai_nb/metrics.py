@@ -29,7 +29,7 @@ from .core import resolve_target, unwrap_output
 # %% auto #0
 __all__ = ['METRICS', 'FRACTIONS', 'Metric', 'metric_table', 'pixel_roc_auc', 'average_precision', 'iou_at_area', 'Curve',
            'random_maps', 'keep_curve', 'removal_curve', 'insertion', 'deletion', 'average_ranks', 'rank_map',
-           'spearman', 'Interval', 'bootstrap_interval', 'wilson_interval', 'cka', 'disagreement']
+           'spearman', 'Interval', 'bootstrap_interval', 'wilson_interval', 'cka', 'hsic', 'disagreement']
 
 # %% ../nbs/04_metrics.ipynb #bb844ceb
 if TYPE_CHECKING:
@@ -518,47 +518,50 @@ def wilson_interval(
     half = z / shrink * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     return Interval(rate, max(0.0, centre - half), min(1.0, centre + half))
 
-# %% ../nbs/04_metrics.ipynb #3495752c
+# %% ../nbs/04_metrics.ipynb #ffe4c0e4
 def cka(
-    a: torch.Tensor,  # Features of n examples, (n ...), flattened
-    b: torch.Tensor,  # Features of the same n examples, (n ...), any number of features
+    x: torch.Tensor,  # Features of n examples, (n ...), flattened
+    y: torch.Tensor,  # Features of the same n examples, (n ...), any number of features
     *,
     debiased: bool = True,  # The unbiased estimator of HSIC, n >= 4; False: the plain one, in 0 ... 1
-) -> (
-    torch.Tensor
-):  # float64 scalar, at most about 1, chance 0 (debiased); NaN where either side has no spread
+) -> float:  # At most about 1, chance 0 (debiased); NaN where either side has no spread
     "Linear centred kernel alignment: how alike two layers see the examples, up to rotation and scale."
-    x, y = (_centred_features(f) for f in (a, b))
-    if len(x) != len(y):
-        raise ValueError(
-            f"{len(x)} and {len(y)} examples; both sides must describe the same examples in the same order"
-        )
-    if len(x) < (4 if debiased else 2):
-        raise ValueError(f"{len(x)} examples are too few for {'the debiased ' if debiased else ''}CKA")
-    cross, own_x, own_y = (_hsic(u, v, debiased) for u, v in ((x, y), (x, x), (y, y)))
-    spread = (own_x > 0) & (own_y > 0)
-    return torch.where(spread, cross / (own_x.clamp(min=0) * own_y.clamp(min=0)).sqrt(), torch.nan)
+    cross, own_x, own_y = (hsic(u, v, debiased=debiased) for u, v in ((x, y), (x, x), (y, y)))
+    return cross / math.sqrt(own_x * own_y) if own_x > 0 and own_y > 0 else math.nan
 
-# %% ../nbs/04_metrics.ipynb #55bc7acf
+# %% ../nbs/04_metrics.ipynb #4417d1eb
+def hsic(
+    x: torch.Tensor,  # Features of n examples, (n ...), flattened
+    y: torch.Tensor,  # Features of the same n examples, (n ...)
+    *,
+    debiased: bool = True,  # Unbiased, n >= 4; False: divided by (n - 1)**2, never negative
+) -> (
+    float
+):  # Dependence with linear kernels, units of both features squared; raises ValueError, NonFiniteError
+    "Hilbert-Schmidt independence criterion, in float64, through features or kernels, whichever is smaller."
+    x, y = (_centred_features(f) for f in (x, y))
+    n = len(x)
+    if n != len(y):
+        raise ValueError(
+            f"{n} and {len(y)} examples; both sides must describe the same examples in the same order"
+        )
+    if n < (4 if debiased else 2):
+        raise ValueError(f"{n} examples are too few for {'the debiased ' if debiased else ''}CKA")
+    few = n * n < x.shape[1] * y.shape[1]
+    cross = ((x @ x.T) * (y @ y.T)).sum() if few else (x.T @ y).square().sum()
+    if not debiased:
+        return float(cross) / (n - 1) ** 2
+    a, b = (f.square().sum(1) for f in (x, y))
+    cross = cross - n / (n - 2) * (a @ b) + a.sum() * b.sum() / ((n - 1) * (n - 2))
+    return float(cross) / (n * (n - 3))
+
+# %% ../nbs/04_metrics.ipynb #ca45b781
 def _centred_features(f: torch.Tensor) -> torch.Tensor:
     "Features (n p) in float64 with mean zero."
     if f.ndim < 2 or not f.is_floating_point():
         raise ValueError(f"features are {tuple(f.shape)} of {f.dtype}, expected floats (n ...)")
     flat = check_finite("the features", f.detach()).flatten(1).double()
     return flat - flat.mean(0)
-
-# %% ../nbs/04_metrics.ipynb #b0f385f8
-def _hsic(x: torch.Tensor, y: torch.Tensor, debiased: bool) -> torch.Tensor:
-    "n (n - 3) times the unbiased, or (n - 1)**2 times the biased HSIC of centred features (n p) and (n q)."
-    n, p = x.shape
-    if n < min(p, y.shape[1]):
-        cross = ((x @ x.T) * (y @ y.T)).sum()
-    else:
-        cross = (x.T @ y).square().sum()
-    if not debiased:
-        return cross
-    a, b = (f.square().sum(1) for f in (x, y))
-    return cross - n / (n - 2) * (a @ b) + a.sum() * b.sum() / ((n - 1) * (n - 2))
 
 # %% ../nbs/04_metrics.ipynb #e50fbb59
 def disagreement(
