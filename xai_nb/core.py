@@ -5,7 +5,8 @@
 # %% ../nbs/00_core.ipynb #7ff944e8
 from __future__ import annotations
 
-import contextlib, difflib, gc, importlib, inspect, json, os, platform, random, statistics, sys, time
+import contextlib, difflib, gc, importlib, inspect, json, os, platform, random
+import statistics, sys, threading, time, weakref
 import multiprocessing as mp
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from tqdm.auto import tqdm
 # %% auto #0
 __all__ = ['lazy_module', 'LayerError', 'NonFiniteError', 'DataNotFound', 'UnsupportedOp', 'check_finite', 'need_package',
            'current_scale', 'best_device', 'versions', 'device_name', 'scale', 'seed_all', 'splitmix64', 'hash_key',
-           'keyed_uniform', 'row_keys', 'eval_mode', 'unwrap_output', 'resolve_target', 'check_target', 'call_model',
-           'uncompiled', 'find_layer', 'capture', 'watch_calls', 'progress', 'in_chunks', 'cut_rows', 'Timing',
-           'timed_ratio', 'peak_memory', 'results_folder', 'save_result', 'load_results']
+           'keyed_uniform', 'row_keys', 'model_lock', 'eval_mode', 'unwrap_output', 'resolve_target', 'check_target',
+           'tensors_in', 'call_model', 'uncompiled', 'find_layer', 'capture', 'watch_calls', 'progress', 'in_chunks',
+           'cut_rows', 'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result', 'load_results']
 
 # %% ../nbs/00_core.ipynb #b924d6f2
 class _LazyModule:
@@ -242,19 +243,32 @@ def row_keys(
     copy[order] = np.arange(len(X)) - np.maximum.accumulate(np.where(start, np.arange(len(X)), 0))
     return hash_key(h, copy)
 
+# %% ../nbs/00_core.ipynb #f1699df7
+_LOCKS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> its lock
+_LOCKS_LOCK = threading.Lock()
+
+
+def model_lock(
+    model: torch.nn.Module,  # Any module
+) -> threading.RLock:  # The same lock for the same model
+    "The lock that explainers hold while they change a model's flags and hooks."
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(model, threading.RLock())
+
 # %% ../nbs/00_core.ipynb #aebd26e6
 @contextlib.contextmanager
 def eval_mode(
     model: torch.nn.Module,  # Any module
 ) -> Iterator[torch.nn.Module]:  # The same module, in eval mode inside the `with`
-    "Run in eval mode; every module's own flag comes back, also after an exception."
-    flags = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for m, flag in flags:
-            m.training = flag
+    "Run in eval mode; every module's own flag comes back, also after an exception; other threads wait."
+    with model_lock(model):
+        flags = [(m, m.training) for m in model.modules()]
+        model.eval()
+        try:
+            yield model
+        finally:
+            for m, flag in flags:
+                m.training = flag
 
 # %% ../nbs/00_core.ipynb #7e6e7809
 def unwrap_output(
@@ -345,7 +359,7 @@ def check_target(
 # %% ../nbs/00_core.ipynb #bb84e987
 def _from_callable(output: Any, target: Callable, rows: torch.Tensor | None) -> torch.Tensor:
     "Apply a user's target to what the model returned, and check that it gives one number per example."
-    sizes = {len(t) for t in _tensors(output) if t.ndim}
+    sizes = {len(t) for t in tensors_in(output) if t.ndim}
     if rows is not None:
         sizes = {len(rows)}
     if _wants_rows(target):
@@ -365,14 +379,16 @@ def _from_callable(output: Any, target: Callable, rows: torch.Tensor | None) -> 
     return out
 
 # %% ../nbs/00_core.ipynb #fe808a83
-def _tensors(output: Any) -> list[torch.Tensor]:
-    "All tensors in an output, however nested."
+def tensors_in(
+    output: Any,  # Tensor, tuple, list, dict, or an object with `.logits`
+) -> list[torch.Tensor]:  # All tensors in it, however nested
+    "The tensors of an output."
     if isinstance(output, torch.Tensor):
         return [output]
     if isinstance(output, Mapping):
         output = list(output.values())
     if isinstance(output, (tuple, list)):
-        return [t for part in output for t in _tensors(part)]
+        return [t for part in output for t in tensors_in(part)]
     return [output.logits] if isinstance(getattr(output, "logits", None), torch.Tensor) else []
 
 
@@ -502,7 +518,7 @@ def capture(
 
 # %% ../nbs/00_core.ipynb #144fa22d
 class _Tap:
-    "Keeps the output of one call and hands on a clone, so that no later in-place operation changes what was kept."
+    "Keeps the output of one call and hands on a clone, which in-place operations may change."
 
     def __init__(self, site: _Site, cut: bool):
         self.site = site
@@ -539,7 +555,7 @@ class _Tap:
         if not isinstance(self.kept, torch.Tensor) or not self.kept.is_floating_point():
             got = type(self.kept).__name__
             raise LayerError(
-                f"layer {self.site.name!r} returned {got}; pass a layer that returns one floating-point tensor"
+                f"layer {self.site.name!r} returned {got}; pass one that returns a tensor of floats"
             )
         return self.kept
 
