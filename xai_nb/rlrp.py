@@ -32,7 +32,7 @@ def rlrp(
     "Relative LRP, without parameters (reconstructed from properties published by Nyiri and Gibaru, 2025)."
     return lrp(model, x, target, rule="rlrp", batch_size=batch_size, cache=cache)
 
-# %% ../nbs/20_rlrp.ipynb #d57f6829
+# %% ../nbs/20_rlrp.ipynb #e80a3227
 STABILITY = {
     "growth": "median of sum |R| / |f|",
     "growth_max": "the largest of it",
@@ -44,7 +44,7 @@ STABILITY = {
     "non_finite": "entries that are not finite in float32",
 }
 
-# %% ../nbs/20_rlrp.ipynb #10fc252b
+# %% ../nbs/20_rlrp.ipynb #5de477b2
 def stability_report(
     model: nn.Module,  # A float32 or float64 model; copies are changed, never the model
     x: Tensor,  # (B C H W)
@@ -74,7 +74,7 @@ def stability_report(
         rows[name] = _stability(method, double, x64, target, f, changes)
     return pd.DataFrame.from_dict(rows, "index", columns=list(STABILITY))
 
-# %% ../nbs/20_rlrp.ipynb #c1a7266e
+# %% ../nbs/20_rlrp.ipynb #16c1d9cc
 def _callables(methods: Sequence[str] | Mapping[str, Callable]) -> dict[str, Callable]:
     "Methods as functions of (model, x, target)."
     if isinstance(methods, Mapping):
@@ -93,7 +93,7 @@ def _stability(
     error, bad = (low - base).norm(dim=1) / base.norm(dim=1), (~torch.isfinite(low)).sum()
     return [float(v) for v in (growth.median(), growth.max(), *turned, error.max(), error.median(), bad)]
 
-# %% ../nbs/20_rlrp.ipynb #2d096db5
+# %% ../nbs/20_rlrp.ipynb #839908fd
 def _with_weights(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     "A copy whose parameters are changed."
     model = copy.deepcopy(model)
