@@ -340,9 +340,7 @@ def _wrong_output(y: torch.Tensor) -> str:
 def check_target(
     target: Target,  # As the user gave it
     n: int,  # Number of examples
-) -> (
-    Target
-):  # A sequence or array as a tensor (n,), to be cut with its batch; an index, a callable or None as it is
+) -> Target:  # A sequence or array as a tensor (n,), to be cut like the batch; anything else as it is
     "What to do with a target before a batch is cut: afterwards nobody sees that its length was wrong."
     if target is None or callable(target):
         return target
@@ -491,15 +489,11 @@ def _find_site(model: torch.nn.Module, layer: str | torch.nn.Module) -> _Site:
 def capture(
     model: torch.nn.Module,  # Any module
     x: torch.Tensor,  # Input batch, (B ...)
-    layer: str
-    | torch.nn.Module
-    | Sequence[str | torch.nn.Module],  # Name, "name#call", "path.function()", module; or a list
+    layer: Any,  # Name, "name#call", "path.function()", or a module; or a list of such
     *,
     cut: bool = True,  # Cut the graph at the layer (one layer only); False: record the whole forward
     extra: Any = (),  # More inputs, as in `call_model`
-) -> tuple[
-    Any, torch.Tensor | list[torch.Tensor]
-]:  # Output with graph, and the layer's output, which requires grad
+) -> tuple[Any, Any]:  # Output with graph; and the layer's output, which requires grad, or a list of them
     "The output in eval mode with the activation of `layer`, ready for `torch.autograd.grad`."
     model = uncompiled(model)
     several = isinstance(layer, (list, tuple))
@@ -555,7 +549,7 @@ class _Tap:
         if not isinstance(self.kept, torch.Tensor) or not self.kept.is_floating_point():
             got = type(self.kept).__name__
             raise LayerError(
-                f"layer {self.site.name!r} returned {got}; pass one that returns a tensor of floats"
+                f"layer {self.site.name!r} returned {got}; pass a layer that returns one floating-point tensor"
             )
         return self.kept
 

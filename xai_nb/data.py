@@ -48,32 +48,23 @@ class Images:
     def __getitem__(
         self,
         index: slice | int | Tensor | np.ndarray,  # Which pictures; one number keeps the batch axis
-    ) -> (
-        "Images"
-    ):  # The chosen pictures; raises IndexError for a number that is none of them, which ends a `for`
+    ) -> "Images":  # The chosen pictures; raises IndexError for a number outside, which ends a `for`
         "Cut all tensors alike."
-        if isinstance(index, (int, np.integer)) or (
-            isinstance(index, (Tensor, np.ndarray)) and index.ndim == 0
-        ):
+        if np.ndim(index) == 0 and not isinstance(index, slice):
             i = int(index)
             if not -len(self) <= i < len(self):
                 raise IndexError(f"no picture {i} among {len(self)}")
             index = slice(i, i + 1 or None)
-        return replace(
-            self, x=self.x[index], y=self.y[index], mask=None if self.mask is None else self.mask[index]
-        )
+        mask = None if self.mask is None else self.mask[index]
+        return replace(self, x=self.x[index], y=self.y[index], mask=mask)
 
     def to(
         self,
         device: torch.device | str,  # Where to
     ) -> "Images":  # The same pictures there
         "Move all tensors."
-        return replace(
-            self,
-            x=self.x.to(device),
-            y=self.y.to(device),
-            mask=None if self.mask is None else self.mask.to(device),
-        )
+        mask = None if self.mask is None else self.mask.to(device)
+        return replace(self, x=self.x.to(device), y=self.y.to(device), mask=mask)
 
     def split(
         self,
@@ -84,9 +75,8 @@ class Images:
         from sklearn.model_selection import train_test_split
 
         labels = None if self.y.is_floating_point() else self.y.cpu().numpy()
-        train, held_out = train_test_split(
-            np.arange(len(self)), test_size=test, random_state=seed, stratify=labels
-        )
+        rows = np.arange(len(self))
+        train, held_out = train_test_split(rows, test_size=test, random_state=seed, stratify=labels)
         return self[torch.from_numpy(train)], self[torch.from_numpy(held_out)]
 
     def batches(
@@ -95,9 +85,8 @@ class Images:
         generator: torch.Generator | None = None,  # Shuffles if given
     ) -> Iterator["Images"]:  # One `Images` per batch
         "Go through the pictures once."
-        order = (
-            torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        )
+        n = len(self)
+        order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
         for part in order.split(batch_size):
             yield self[part.to(self.x.device)]
 
@@ -107,7 +96,7 @@ def rectangle_boxes(
     size: int = 32,  # Side of the frame, pixels
     seed: int = 0,  # Of the positions and shapes
     *,
-    sampling: str = "area",  # "area": uniform area, log-uniform aspect in [1/2, 2]; "sides": independent sides
+    sampling: str = "area",  # "area": uniform area, log-uniform aspect in [1/2, 2]; "sides": each alone
 ) -> Tensor:  # (N 4) int64: top, left, height, width, all inside the frame
     "Random boxes with sides from 9 % to 88 % of the frame."
     if n < 2 or size < 8:
@@ -116,15 +105,16 @@ def rectangle_boxes(
         raise ValueError(f"sampling is {sampling!r}, expected 'area' or 'sides'")
     g = torch.Generator().manual_seed(seed)
     u, v, s, t = torch.rand(4, n, generator=g, dtype=torch.float64)
-    low, high = round(0.09 * size), round(0.875 * size)
+    low = round(0.09 * size)
+    high = round(0.875 * size)
     if sampling == "sides":
-        h, w = low + (high - low + 1) * u, low + (high - low + 1) * v
+        h, w = (low + (high - low + 1) * side for side in (u, v))
     else:
-        area, aspect = low**2 + u * (high**2 - low**2), 2 ** (2 * v - 1)
-        h = (area / aspect).sqrt().clamp(low, high)
+        area = low**2 + u * (high**2 - low**2)
+        h = (area / 2 ** (2 * v - 1)).sqrt().clamp(low, high)
         w = (area / h).round()
-    h, w = h.floor().clamp(low, high), w.floor().clamp(low, high)
-    top, left = (s * (size - h + 1)).floor(), (t * (size - w + 1)).floor()
+    h, w = (side.floor().clamp(low, high) for side in (h, w))
+    top, left = ((place * (size - side + 1)).floor() for place, side in ((s, h), (t, w)))
     return torch.stack([top, left, h, w], 1).long()
 
 # %% ../nbs/01_data.ipynb #56f6109d
@@ -190,7 +180,7 @@ def ink_digits(
 
 # %% ../nbs/01_data.ipynb #a06b395b
 def read_picture(
-    picture: Any,  # A file, a Pillow picture, or an array (H W), (H W 1), (H W 3) or (H W 4) of uint8 or uint16
+    picture: Any,  # A file, a Pillow picture, or an array (H W), (H W 1), (H W 3), (H W 4), uint8 or uint16
 ) -> Any:  # Pillow picture, RGB, 8 bits, upright; raises DataNotFound or ValueError
     "Read one picture: turned as its EXIF mark says, in RGB, with 8 bits a channel; alpha is dropped."
     from PIL import Image, ImageOps
@@ -248,7 +238,7 @@ class Preparation:
 
     def __call__(
         self,
-        pictures: Any,  # A list of pictures as in `read_picture`, one of them, or a tensor (B 3 H W) or (3 H W) in [0, 1]
+        pictures: Any,  # As in `read_picture`, one or a list; or a tensor (B 3 H W) or (3 H W) in [0, 1]
     ) -> Tensor:  # (B 3 size size), the model's input
         "Cut and normalise."
         from torchvision.transforms.functional import normalize
@@ -300,7 +290,7 @@ def _unit_range(x: Tensor) -> Tensor:
         return x.float() / 255
     if not x.is_floating_point() or x.min() < 0 or x.max() > 1:
         raise ValueError(
-            "a tensor of pictures holds uint8, or floats in [0, 1]; divide by 255 first, and do not normalise it"
+            "a tensor of pictures holds uint8, or floats in [0, 1]: divide by 255, and do not normalise"
         )
     return x
 
@@ -320,15 +310,13 @@ def photographs() -> Photographs:  # Two pictures of 427 x 640 pixels
 
     raw = load_sample_images()
     names = tuple(Path(f).stem for f in raw.filenames)
+    flickr = "CC BY 2.0, https://www.flickr.com/photos"
     credit = {
-        "china": "china.jpg by danielbuechele, CC BY 2.0, https://www.flickr.com/photos/danielbuechele/6061409035/",
-        "flower": "flower.jpg by vultilion, CC BY 2.0, https://www.flickr.com/photos/vultilion/6056698931/",
+        "china": f"china.jpg by danielbuechele, {flickr}/danielbuechele/6061409035/",
+        "flower": f"flower.jpg by vultilion, {flickr}/vultilion/6056698931/",
     }
-    return Photographs(
-        tuple(torch.from_numpy(i.copy()).permute(2, 0, 1).float() / 255 for i in raw.images),
-        names,
-        tuple(credit[n] for n in names),
-    )
+    x = tuple(torch.from_numpy(i.copy()).permute(2, 0, 1).float() / 255 for i in raw.images)
+    return Photographs(x, names, tuple(credit[n] for n in names))
 
 # %% ../nbs/01_data.ipynb #4fdb16d7
 def photograph_patches(
@@ -339,15 +327,15 @@ def photograph_patches(
     "Cut the photographs into square patches."
     if part not in ("train", "test", "all"):
         raise ValueError(f"part is {part!r}, expected 'train', 'test' or 'all'")
-    photos, patches = photographs(), []
+    photos = photographs()
+    patches = []
     for picture in photos.x:
         border = 3 * picture.shape[2] // 4
         picture = {"train": picture[:, :, :border], "test": picture[:, :, border:], "all": picture}[part]
         if min(picture.shape[1:]) < size:
             raise ValueError(f"patches of {size} px do not fit into {tuple(picture.shape[1:])}")
-        patches.append(
-            picture.unfold(1, size, stride).unfold(2, size, stride).permute(1, 2, 0, 3, 4).flatten(0, 1)
-        )
+        windows = picture.unfold(1, size, stride).unfold(2, size, stride)
+        patches.append(windows.permute(1, 2, 0, 3, 4).flatten(0, 1))
     y = torch.cat([torch.full((len(p),), i) for i, p in enumerate(patches)])
     return Images(torch.cat(patches).contiguous(), y, names=photos.names)
 
@@ -362,7 +350,7 @@ class Pictures:
     masks: tuple[np.ndarray | None, ...]  # The object, (H W) bool
     depth: tuple[
         np.ndarray | None, ...
-    ]  # True disparity, (H W) float32, pixels, larger is nearer; NaN where unknown
+    ]  # True disparity, (H W) float32, pixels, larger is nearer; NaN: unknown
     credits: tuple[str, ...]  # Author and licence, for the caption
 
     def __len__(self) -> int:  # Number of pictures
@@ -380,19 +368,32 @@ class _Source:
     outline: str = ""  # Corners "x,y x,y ...", pixels
 
 
-_CAT = "42,0 33,50 32,90 38,120 0,130 0,299 280,299 292,285 307,262 322,238 343,205 354,168 364,140 362,105 358,74 376,60 398,10 401,0"
+_CAT = (
+    "42,0 33,50 32,90 38,120 0,130 0,299 280,299 292,285 307,262 322,238 343,205 354,168 364,140 "
+    "362,105 358,74 376,60 398,10 401,0"
+)
+
+
 _CUP = (
-    "172,104 175,80 188,57 208,37 235,23 262,17 295,17 328,23 360,36 385,56 402,80 409,108 407,135 396,172 384,205 362,232 356,245 "
-    "330,262 312,276 285,284 262,281 256,277 243,287 230,304 222,308 205,304 196,292 197,274 206,252 216,240 199,222 185,196 176,160"
+    "172,104 175,80 188,57 208,37 235,23 262,17 295,17 328,23 360,36 385,56 402,80 409,108 "
+    "407,135 396,172 384,205 362,232 356,245 330,262 312,276 285,284 262,281 256,277 243,287 "
+    "230,304 222,308 205,304 196,292 197,274 206,252 216,240 199,222 185,196 176,160"
 )
+
+# %% ../nbs/01_data.ipynb #8b9444b2
 _BIKE = (
-    "130,150 150,140 175,155 250,170 330,190 352,185 330,150 322,110 370,105 430,115 490,80 500,10 520,10 522,75 550,90 545,110 "
-    "585,115 585,145 570,180 560,215 580,262 620,270 650,305 668,330 690,400 682,440 640,456 595,440 540,400 520,350 505,330 500,270 "
-    "478,300 470,350 440,385 360,385 352,440 318,440 318,385 285,375 250,395 215,406 175,400 140,370 118,310 122,275 140,245 90,265 90,190"
+    "130,150 150,140 175,155 250,170 330,190 352,185 330,150 322,110 370,105 430,115 490,80 "
+    "500,10 520,10 522,75 550,90 545,110 585,115 585,145 570,180 560,215 580,262 620,270 650,305 "
+    "668,330 690,400 682,440 640,456 595,440 540,400 520,350 505,330 500,270 478,300 470,350 "
+    "440,385 360,385 352,440 318,440 318,385 285,375 250,395 215,406 175,400 140,370 118,310 "
+    "122,275 140,245 90,265 90,190"
 )
+
+
 _ROCKET = "322,126 316,134 312,146 311,176 314,182 314,406 331,406 331,182 333,176 333,146 328,134"
 
 # %% ../nbs/01_data.ipynb #d002a125
+_KNOWN = ("cat", "coffee", "motorcycle", "rocket")  # to an ImageNet network
 _SOURCES = {
     "cat": _Source("chelsea", 285, "Chelsea the cat, Stefan van der Walt, CC0", _CAT),
     "coffee": _Source("coffee", 967, "Coffee, Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0", _CUP),
@@ -413,14 +414,9 @@ _SOURCES = {
 
 # %% ../nbs/01_data.ipynb #c529a054
 def pictures(
-    names: Sequence[str] = (
-        "cat",
-        "coffee",
-        "motorcycle",
-        "rocket",
-    ),  # Also "camera", "astronaut", "retina", "tissue"
+    names: Sequence[str] = _KNOWN,  # Also "camera", "astronaut", "retina", "tissue"
 ) -> Pictures:  # Raises ImportError without scikit-image, ValueError for an unknown name
-    "Real photographs from scikit-image, with ImageNet classes, object masks and true disparity where there are any."
+    "Photographs from scikit-image, with ImageNet classes, object masks and disparity where there are any."
     data = need_package("skimage.data", "zoo", package="scikit-image")
     names = (names,) if isinstance(names, str) else tuple(names)
     unknown = [n for n in names if n not in _SOURCES]
@@ -453,7 +449,7 @@ def _inside(outline: str, shape: tuple[int, int]) -> np.ndarray:
 
 # %% ../nbs/01_data.ipynb #0edeea4b
 def _stands_before(depth: np.ndarray, outline: np.ndarray) -> np.ndarray:
-    "Pixels nearer than floor and wall, (H W) bool: the floor is a plane through the lowest rows outside of the outline."
+    "Pixels nearer than floor and wall, (H W) bool; the floor is a plane through the lowest rows outside."
     row, column = np.mgrid[: depth.shape[0], : depth.shape[1]]
     floor = (row > 420) & np.isfinite(depth) & ~outline
     design = np.stack([row, column, np.ones_like(row)], -1).astype(float)
@@ -521,8 +517,10 @@ def glyphs(
     g = torch.Generator().manual_seed(seed)
     y = torch.randint(10, (n,), generator=g)
     width = size * (0.025 + 0.02 * torch.rand(n, 1, 1, generator=g))
-    x, mask = torch.empty(n, channels, size, size), torch.empty(n, size, size, dtype=torch.bool)
-    ends, strokes = _pose(n, size, g), torch.rand(n, clutter, 2, 2, generator=g) * size
+    x = torch.empty(n, channels, size, size)
+    mask = torch.empty(n, size, size, dtype=torch.bool)
+    ends = _pose(n, size, g)
+    strokes = torch.rand(n, clutter, 2, 2, generator=g) * size
     paint = torch.rand(n, clutter + 2, channels, 1, 1, generator=g)
     for part in torch.arange(n).split(256):
         far = _distance(ends[part], size).masked_fill(~LIT[y[part]][:, :, None, None], torch.inf).amin(1)
@@ -554,14 +552,10 @@ def cifar10(
     try:
         raw = CIFAR10(str(root), train=train, download=download)
     except RuntimeError as e:
-        raise DataNotFound(
-            f'no CIFAR-10 in {Path(root).absolute()}; get it with: python -c "from xai_nb.data import cifar10; cifar10({str(root)!r}, download=True)"'
-        ) from e
-    return Images(
-        torch.from_numpy(raw.data).permute(0, 3, 1, 2).float() / 255,
-        torch.tensor(raw.targets),
-        names=tuple(raw.classes),
-    )
+        fetch = f"from xai_nb.data import cifar10; cifar10({str(root)!r}, download=True)"
+        raise DataNotFound(f'no CIFAR-10 in {Path(root).absolute()}; get it with: python -c "{fetch}"') from e
+    x = torch.from_numpy(raw.data).permute(0, 3, 1, 2).float() / 255
+    return Images(x, torch.tensor(raw.targets), names=tuple(raw.classes))
 
 # %% ../nbs/01_data.ipynb #ce28c75d
 def image_folder(
@@ -576,13 +570,9 @@ def image_folder(
     try:
         raw = ImageFolder(str(root), lambda picture: prepare.cut(picture)[0], loader=read_picture)
     except FileNotFoundError as e:
-        raise DataNotFound(
-            f"no class folders with pictures in {Path(root).absolute()}; put them there as <class name>/<picture>.jpg"
-        ) from e
-    keep = (
-        range(len(raw)) if limit is None else np.linspace(0, len(raw) - 1, min(limit, len(raw))).astype(int)
-    )
-    pairs = [raw[int(i)] for i in keep]
-    return Images(
-        torch.stack([p for p, _ in pairs]), torch.tensor([c for _, c in pairs]), names=tuple(raw.classes)
-    )
+        advice = "put them there as <class name>/<picture>.jpg"
+        raise DataNotFound(f"no class folders with pictures in {Path(root).absolute()}; {advice}") from e
+    count = len(raw) if limit is None else min(limit, len(raw))
+    pairs = [raw[int(i)] for i in np.linspace(0, len(raw) - 1, count).astype(int)]
+    x = torch.stack([picture for picture, _ in pairs])
+    return Images(x, torch.tensor([c for _, c in pairs]), names=tuple(raw.classes))

@@ -313,7 +313,7 @@ def align_target(
     target: Tensor,  # What it should have been
 ) -> (
     Tensor
-):  # The target in the shape of the prediction; raises ValueError where only broadcasting would make it fit
+):  # The target in the shape of the prediction; ValueError where only broadcasting would make it fit
     "Let a target meet a prediction without silent broadcasting."
     if prediction.shape == target.shape:
         return target
@@ -347,9 +347,7 @@ def accuracy(
 def r2_mae(
     model: nn.Module,  # A regression with one output, or several
     images: Any,  # `Images`, or anything with inputs `.x` and targets `.y` in the shape of the output
-) -> tuple[
-    float, float
-]:  # Coefficient of determination (at most 1; mean over outputs) and mean absolute error (units of y)
+) -> tuple[float, float]:  # R squared (at most 1; mean over outputs) and mean absolute error (units of y)
     "How well a regression predicts."
     p = predict(model, images.x).cpu().double()
     y = align_target(p, images.y.cpu().double())
@@ -431,22 +429,19 @@ class TrainingState:
 # %% ../nbs/02_models.ipynb #2aab7109
 def fit(
     model: nn.Module,  # Trained in place
-    data: Images
-    | tuple[Tensor, Tensor],  # Training pictures, or a pair (x, y) with x of any shape (text, tables)
+    data: Any,  # `Images`, or a pair of tensors (x, y) with x of any shape (text, tables)
     *,
     epochs: int,  # Passes over the data
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,  # (output, y) -> scalar; None: by the kind of y
     optimizer: Callable[[list], torch.optim.Optimizer] | None = None,  # Gets the parameters; None: AdamW
-    schedule: str
-    | Callable[[int, int], float] = "one-cycle",  # Or "constant", or (step, steps) -> factor of the rate
+    schedule: str | Callable = "one-cycle",  # Or "constant", or (step, steps) -> factor of the rate
     lr: float = 1e-3,  # AdamW's learning rate; the peak of the one-cycle schedule
     batch_size: int = 64,  # Examples per step
     seed: int = 0,  # Of the order of the examples, of augmentation and dropout
     weight_decay: float = 0.0,  # AdamW's
     clip: float | None = None,  # Largest norm of the gradient, None for no limit
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,  # (x, generator) -> x, per batch
-    penalty: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-    | None = None,  # (model, x, output, y) -> scalar
+    penalty: Callable | None = None,  # (model, x, output, y) -> scalar, added to the loss
     on_step: Sequence[Callable[[TrainingState], Any]] = (),  # Called before each step
     validation: Any = None,  # Scored after each epoch; `Images`, a pair (x, y), or what `score` takes
     score: Callable[[nn.Module, Any], float] | None = None,  # Larger is better; None: accuracy or R squared
@@ -724,8 +719,7 @@ def fill_batchnorm(
 # %% ../nbs/02_models.ipynb #5628f73e
 def load_weights(
     model: nn.Module,  # Receives the weights
-    path: str
-    | Path,  # File by torch.save(model.state_dict(), path), also under "state_dict"; or .safetensors
+    path: str | Path,  # By torch.save(model.state_dict(), path), also under "state_dict"; or .safetensors
 ) -> nn.Module:  # The same model; raises DataNotFound, or ValueError that names what does not fit
     "Load a state dict from a file; only tensors are unpickled, and every mismatch is named."
     state = _without_prefix(read_weights(path), model.state_dict().keys())
@@ -842,8 +836,7 @@ def torchvision_model(
     download: bool = False,  # Allow fetching published weights
     n_classes: int | None = None,  # Outputs, with "random" or a file; None: torchvision's 1000
     seed: int = 0,  # Of random weights
-    fill: Tensor
-    | None = None,  # Batch (B 3 H W) that fills BatchNorm of random weights; None: noise of 96 px
+    fill: Tensor | None = None,  # Batch (B 3 H W) that fills BatchNorm of random weights; None: noise
 ) -> nn.Module:  # In eval mode
     "Build one of torchvision's networks without surprises from the network."
     from torchvision.models import get_model_builder, list_models
@@ -890,15 +883,11 @@ class Pretrained:
 # %% ../nbs/02_models.ipynb #7b4fac87
 def pretrained(
     name: str = "efficientnet_lite0",  # That, or a model of timm: "resnet18" or "timm/vit_tiny_patch16_224"
-    weights: str
-    | Path
-    | None = None,  # A local weights file; None: those of the package, or, with download=True, timm's
+    weights: str | Path | None = None,  # A local file; None: those of the package, or, if allowed, timm's
     *,
     download: bool = False,  # Allow timm to fetch its weights
     n_classes: int | None = None,  # Outputs of a model with your own weights; None: its usual number
-) -> (
-    Pretrained
-):  # Raises ImportError without the extra `zoo`, ValueError for an unknown name or weights that do not fit
+) -> Pretrained:  # ImportError without the extra `zoo`, ValueError for an unknown name or other weights
     "A trained network, offline unless you say otherwise."
     timm = need_package("timm", "zoo")
     plain = name.removeprefix("timm/")
@@ -1099,6 +1088,8 @@ class Activation(nn.Module):
 
 # %% ../nbs/02_models.ipynb #8f4a135a
 _CHECKPOINT = f"{os.sep}torch{os.sep}utils{os.sep}checkpoint.py"
+
+
 _PLUMBING = tuple(
     f"{os.sep}torch{os.sep}{name}" for name in ("overrides.py", "_tensor.py", f"nn{os.sep}functional.py")
 )
@@ -1116,7 +1107,7 @@ def _find_caller() -> nn.Module | None:
         frame = frame.f_back
     return None
 
-
+# %% ../nbs/02_models.ipynb #35e7c0e3
 def _is_checkpointed(owner: nn.Module) -> bool:
     "Does torch.utils.checkpoint stand between this module's forward and the call that a mode is looking at?"
     frame = sys._getframe(2)
@@ -1271,19 +1262,12 @@ def _intercept(module: nn.Module, name: str, new: nn.Module) -> Callable[[], Non
 # %% ../nbs/02_models.ipynb #d9d7d37b
 def swap_activations(
     model: nn.Module,  # Left as it is unless `copied=False`
-    new: nn.Module
-    | Callable[[Tensor], Tensor]
-    | None = None,  # Replacement, element by element; a module is copied per site
+    new: Callable[[Tensor], Tensor]
+    | None = None,  # Module or function, by element; a module is copied per site
     *,
-    make: Callable[[ActivationSite], nn.Module]
-    | None = None,  # Instead of `new`: makes the module of each site
-    old: Sequence[type[nn.Module]] = (
-        nn.ReLU,
-    ),  # Kinds to replace; calls are known for those of `FUNCTIONAL`
-    where: str
-    | Sequence[str]
-    | Callable[[str], bool]
-    | None = None,  # Paths, "*" stands for anything; None: everywhere
+    make: Callable[[ActivationSite], nn.Module] | None = None,  # Instead of `new`: the module of each site
+    old: Sequence[type[nn.Module]] = (nn.ReLU,),  # Kinds; calls are known for those of `FUNCTIONAL`
+    where: Any = None,  # Paths, one or several, "*" for anything; or a function of the path; None: everywhere
     example: Any = None,  # (B ...): one forward that lists the functional calls; a tuple for several inputs
     copied: bool = True,  # False: change `model` itself
 ) -> tuple[nn.Module, Swapped]:  # The changed model and what was found
