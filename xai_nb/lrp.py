@@ -24,7 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .core import Target, UnsupportedOp, check_finite, check_target, eval_mode, resolve_target
 
-# %% ../nbs/08_lrp.ipynb #b3ad7247
+# %% ../nbs/08_lrp.ipynb #8586f89e
 @dataclass(frozen=True)
 class Rule:
     "A propagation rule for linear layers, with its numbers."
@@ -35,9 +35,7 @@ class Rule:
     gamma: float = 0.25  # Boost of the favoured sign, at least 0
     alpha: float = 2.0  # Weight of positive contributions; alpha - beta must be 1
     beta: float = 1.0  # Weight of negative contributions, at least 0
-    low: float | Tensor | None = (
-        None  # Smallest pixel value for zbox, a number or (C 1 1); None: of each channel
-    )
+    low: float | Tensor | None = None  # Smallest pixel for zbox, number or (C 1 1); None: as seen
     high: float | Tensor | None = None  # Largest pixel value for zbox, likewise
 
     def __post_init__(self) -> None:
@@ -99,7 +97,7 @@ def wide(
     t = t.detach()
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
-# %% ../nbs/08_lrp.ipynb #9593f026
+# %% ../nbs/08_lrp.ipynb #102088e9
 @dataclass(eq=False)
 class LinearMap:
     "A linear layer as a rule sees it: z = scale * (W a) + bias."
@@ -119,16 +117,21 @@ class LinearMap:
     record: Any = None  # Receives the conditioning, or None
 
     def channels(
-        self, v: Tensor | None, like: Tensor
-    ) -> Any:  # (C,) on a strided sample of outputs; 1.0 for None
+        self,
+        v: Tensor | None,  # (C,)
+        like: Tensor,  # Outputs, any shape
+    ) -> Any:  # Values beside a strided sample of the outputs; 1.0 for None
         "A number per channel beside a strided sample of the outputs."
         return 1.0 if v is None else _slice(v.view(self.view).expand_as(like))
 
-    def message(self, q: Tensor) -> Tensor:  # a * W^T q
+    def message(
+        self,
+        q: Tensor,  # Relevance per unit of output
+    ) -> Tensor:  # a * W^T q
         "What relevance per unit of output, before the scale, becomes at the input."
         return self.transpose(q, wide(self.weight)).mul_(wide(self.input))
 
-# %% ../nbs/08_lrp.ipynb #4a9fd75f
+# %% ../nbs/08_lrp.ipynb #1c415e66
 def _absolute_input(layer: LinearMap) -> Tensor:
     "|a|; no work where the values are known not to be negative."
     return wide(layer.input) if layer.nonnegative else wide(layer.input).abs()
@@ -138,7 +141,8 @@ def folded(
     layer: LinearMap,  # A linear map
 ) -> tuple[Tensor, Tensor | None]:  # Weight with the scale in it, and bias
     "The weight that a layer together with its BatchNorm applies."
-    w, s = wide(layer.weight), layer.scale
+    w = wide(layer.weight)
+    s = layer.scale
     if s is None:
         return w, layer.bias
     if not layer.groups:
@@ -146,7 +150,7 @@ def folded(
     s = s.view(layer.groups, 1, -1).expand(-1, len(w) // layer.groups, -1).reshape(len(w), -1)
     return w * s.view(*s.shape, *[1] * (w.ndim - 2)), layer.bias
 
-
+# %% ../nbs/08_lrp.ipynb #0f983635
 def _bias_mass(layer: LinearMap) -> Tensor | None:
     "(C,), |b / s|, the bias in units of the map before the scale; infinite where the scale is 0."
     if layer.bias is None:
@@ -204,7 +208,7 @@ def _zplus(layer: LinearMap, relevance: Tensor, value: Tensor) -> Tensor:
     w, b = folded(layer)
     return _favoured(layer, relevance, *_signs(w), _signs(b)[0])
 
-# %% ../nbs/08_lrp.ipynb #59c93d8e
+# %% ../nbs/08_lrp.ipynb #6e00b462
 def _alphabeta(layer: LinearMap, relevance: Tensor, value: Tensor) -> Tensor:
     "alpha times the positive shares minus beta times the negative ones."
     w, b = folded(layer)
@@ -218,7 +222,8 @@ def _alphabeta(layer: LinearMap, relevance: Tensor, value: Tensor) -> Tensor:
 
 def _gamma(layer: LinearMap, relevance: Tensor, value: Tensor) -> Tensor:
     "Generalised gamma: contributions of the sign of the output are boosted."
-    (w, b), g = folded(layer), layer.rule.gamma
+    (w, b) = folded(layer)
+    g = layer.rule.gamma
     wp, wn = (w + g * part for part in _signs(w))
     bp, bn = (None if b is None else b + g * part for part in _signs(b))
     up = _favoured(layer, torch.where(value > 0, relevance, 0.0), wp, wn, bp)
@@ -240,24 +245,28 @@ def _regardless(layer: LinearMap, relevance: Tensor, w: Tensor) -> Tensor:
     total = layer.apply(torch.ones_like(wide(layer.input)), w, None)
     return layer.transpose(relevance / total.masked_fill(total == 0, math.inf), w)
 
-# %% ../nbs/08_lrp.ipynb #e9e7bddd
+# %% ../nbs/08_lrp.ipynb #a1da0116
 def _zbox(layer: LinearMap, relevance: Tensor, value: Tensor) -> Tensor:
     "z-B: contributions are counted from the darkest or brightest possible pixel."
-    a, w = wide(layer.input), folded(layer)[0]
+    a = wide(layer.input)
+    w = folded(layer)[0]
     low, high = _pixel_range(a, layer.rule)
     wp, wn = _signs(w)
     total = layer.apply(a, w, None) - layer.apply(low, wp, None) - layer.apply(high, wn, None)
     q = relevance / stabilised(total, layer.rule)
     return a * layer.transpose(q, w) - low * layer.transpose(q, wp) - high * layer.transpose(q, wn)
 
-
+# %% ../nbs/08_lrp.ipynb #57ff4f71
 def _pixel_range(a: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     "Smallest and largest pixel, given or seen in each example and channel, in the shape of the input."
-    axes, like = tuple(range(2, a.ndim)), dict(dtype=a.dtype, device=a.device)
-    low, high = rule.low, rule.high
+    axes = tuple(range(2, a.ndim))
+    like = dict(dtype=a.dtype, device=a.device)
+    low = rule.low
+    high = rule.high
     low = a.amin(axes, keepdim=True).clamp(max=0) if low is None else torch.as_tensor(low, **like)
     high = a.amax(axes, keepdim=True).clamp(min=0) if high is None else torch.as_tensor(high, **like)
-    low, high = low.expand_as(a), high.expand_as(a)
+    low = low.expand_as(a)
+    high = high.expand_as(a)
     if bool((a < low - 1e-6).any()) or bool((a > high + 1e-6).any()):
         seen = f"{float(a.min()):.3g} to {float(a.max()):.3g}"
         raise ValueError(
@@ -329,18 +338,19 @@ def _read(probe: Tensor) -> _Samples:
         raise _Lost
     return _at(axes[0], probe[tuple(slice(None) if k == axes[0] else 0 for k in range(probe.ndim))])
 
-# %% ../nbs/08_lrp.ipynb #1040161d
+# %% ../nbs/08_lrp.ipynb #33d9a13c
 def _follow_reshape(samples: _Samples, old: Sequence[int], new: Sequence[int]) -> _Samples:
     "The axis stays, merges with its neighbours, or splits; raises _Lost."
     ids = samples.numbers(old[samples.axis])
-    left, right = math.prod(old[: samples.axis]), math.prod(old[samples.axis + 1 :])
+    left = math.prod(old[: samples.axis])
+    right = math.prod(old[samples.axis + 1 :])
     for k, m in enumerate(new):
         found = _same_axis(ids, left, right, m, math.prod(new[:k]), math.prod(new[k + 1 :]))
         if found is not None:
             return _at(k, found)
     raise _Lost
 
-# %% ../nbs/08_lrp.ipynb #10f2b7dd
+# %% ../nbs/08_lrp.ipynb #4d7123ad
 def _same_axis(ids: Tensor, left: int, right: int, m: int, left2: int, right2: int) -> Tensor | None:
     "Samples of a new axis of size m between left2 and right2 entries, or None if it is another axis."
     if left2 == left and m * right2 == len(ids) * right:
@@ -467,7 +477,7 @@ def absolute_weight(
         check_finite("a weight", value)
     return value
 
-# %% ../nbs/08_lrp.ipynb #5f80023b
+# %% ../nbs/08_lrp.ipynb #ee6f602c
 class _Back(torch.autograd.Function):
     "A value whose backward pass is a given function of relevance."
 
@@ -480,42 +490,45 @@ class _Back(torch.autograd.Function):
     @staticmethod
     def backward(ctx, relevance):
         "Incoming relevance; what the function holds is freed as the pass goes on."
-        back, ctx.back = ctx.back, None
+        back = ctx.back
+        ctx.back = None
         return None, None, *back(relevance)
 
-# %% ../nbs/08_lrp.ipynb #fb9c59d6
+# %% ../nbs/08_lrp.ipynb #b531540a
 @dataclass(frozen=True)
 class LayerRecord:
     "What one operation did to the relevance of each sample."
 
     op: str  # Name of the operation
     path: str  # Module it ran in
-    kappa: (
-        Tensor  # (B,), median conditioning |z|/d over a strided sample of outputs, 0 to 1; NaN without a mass
-    )
-    bias_share: (
-        Tensor  # (B,), share of the relevance that met a bias, 0 to 1, on the same sample; NaN likewise
-    )
+    kappa: Tensor  # (B,), median |z|/d over a strided sample of outputs, 0 to 1; NaN without a mass
+    bias_share: Tensor  # (B,), share of the relevance that met a bias, 0 to 1, on that sample, or NaN
     kept: Tensor  # (B,), L1 mass of the incoming over the outgoing relevance before it is restored
     growth: Tensor  # (B,), the same afterwards: 1 where mass is conserved
 
-# %% ../nbs/08_lrp.ipynb #378190fa
+# %% ../nbs/08_lrp.ipynb #27dcd001
 class _Engine(TorchFunctionMode):
     "Intercepts the operations of one forward pass and gives each its relevance rule."
 
     def __init__(self, model, batch, rules, skip, cache):
         super().__init__()
         self.names = {id(m): name for name, m in model.named_modules()}
-        self.batch, self.rules, self.skip, self.cache = batch, rules, skip, cache
-        self.linear_ops, self.notes = 0, []
+        self.batch = batch
+        self.rules = rules
+        self.skip = skip
+        self.cache = cache
+        self.linear_ops = 0
+        self.notes = []
         self.conserving = _formula(rules["other"]).conserving
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         found = []
-        args, kwargs = _newest(args, found), _newest(kwargs or {}, found)
+        args = _newest(args, found)
+        kwargs = _newest(kwargs or {}, found)
         name = _op_name(func)
         if name in _BORROWERS and args:  # only the shape or the type of the other arguments counts
-            args, kwargs = (args[0], *_detached(args[1:])), _detached(kwargs)
+            args = (args[0], *_detached(args[1:]))
+            kwargs = _detached(kwargs)
             found = _tensors(args)
         if not any(map(_tag, found)):
             with torch.no_grad():
@@ -623,7 +636,7 @@ def _detached(tree: Any) -> Any:
         return tuple(map(_detached, tree))
     return tree.detach() if isinstance(tree, Tensor) else tree
 
-# %% ../nbs/08_lrp.ipynb #4a8cee82
+# %% ../nbs/08_lrp.ipynb #e4a07da4
 _BORROWERS = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}  # besides all names that end in an underscore
 
@@ -641,7 +654,8 @@ def _out_of_place(func: Callable, name: str, args: tuple, kwargs: dict) -> tuple
     if getattr(func, "__module__", "") == "torch.nn.functional" and any(a is True for a in args):
         bound = inspect.signature(func).bind(*args, **kwargs).arguments
         if "inplace" in bound:
-            args, kwargs = (bound.pop("input"),), bound
+            args = (bound.pop("input"),)
+            kwargs = bound
     if kwargs.get("inplace") is True:
         return func, args, {**kwargs, "inplace": False}, True
     if not name.endswith("_"):
@@ -688,7 +702,7 @@ def _denominator(engine: _Engine, value: Tensor, mass: Callable[[], Tensor]) -> 
         return lambda: signed_mass(mass(), wide(value))
     return lambda: stabilised(wide(value), engine.rules["other"])
 
-# %% ../nbs/08_lrp.ipynb #cbd1d0d6
+# %% ../nbs/08_lrp.ipynb #4387cad3
 @dataclass(eq=False)
 class _Shares:
     "The backward pass of an operation that hands relevance back in proportion to contributions."
@@ -708,7 +722,8 @@ class _Shares:
         self.tags = [_tag(i).samples for i in self.inputs]
         self.kinds = [i.dtype for i in self.inputs]
         self.value = value.detach() if self.engine.conserving and self.denominator is not None else None
-        out, self.inputs = _emit(value, self.back, self.inputs, self.samples), ()
+        out = _emit(value, self.back, self.inputs, self.samples)
+        self.inputs = ()
         return out
 
     def back(self, relevance: Tensor) -> list[Tensor]:
@@ -732,10 +747,12 @@ class _Shares:
                 self.note["kappa"] = rows.float().median(1).values
         return torch.div(r, d, out=d)
 
-# %% ../nbs/08_lrp.ipynb #f638c051
+# %% ../nbs/08_lrp.ipynb #bc109f6b
 def _linear_layer(engine: _Engine, kind: str, value: Tensor, layer: LinearMap) -> Tensor:
     "A linear layer with the rule of its kind; the first one of the model may have its own."
-    a, weight, bias = layer.input, layer.weight, layer.bias
+    a = layer.input
+    weight = layer.weight
+    bias = layer.bias
     if _tag(a) is None or _any_tracked(weight, bias):
         raise _unsupported(engine, layer.op, "its weight depends on the input")
     layer.rule = _rule_of(engine, kind)
@@ -743,7 +760,8 @@ def _linear_layer(engine: _Engine, kind: str, value: Tensor, layer: LinearMap) -
     if bias is not None:
         with torch.no_grad():
             layer.bias = wide(check_finite("a bias", bias))
-    layer.nonnegative, layer.cache = _tag(a).nonnegative, engine.cache
+    layer.nonnegative = _tag(a).nonnegative
+    layer.cache = engine.cache
     return _emit_layer(engine, layer, value)
 
 
@@ -752,16 +770,18 @@ def _rule_of(engine: _Engine, kind: str) -> Any:
     first = engine.rules.get("first") if engine.linear_ops == 0 else None
     return first or engine.rules[kind]
 
-
+# %% ../nbs/08_lrp.ipynb #6751187c
 def _formula(rule: Any) -> Formula:
     "What a rule does: that of the table, or the user's own function."
     return RULES[rule.name] if isinstance(rule, Rule) else Formula(rule)
 
-# %% ../nbs/08_lrp.ipynb #ff5c86d1
+# %% ../nbs/08_lrp.ipynb #ee4426a4
 def _emit_layer(engine: _Engine, layer: LinearMap, value: Tensor) -> Tensor:
     "Put a layer on the relevance graph, open for a BatchNorm that follows."
-    note, formula = _open_note(engine, layer.op, value), _formula(layer.rule)
-    samples, kept = _tag(layer.input).samples, value.detach()
+    note = _open_note(engine, layer.op, value)
+    formula = _formula(layer.rule)
+    samples = _tag(layer.input).samples
+    kept = value.detach()
     layer.record = _recorder(note, samples, engine.batch)
 
     def back(relevance):
@@ -774,12 +794,13 @@ def _emit_layer(engine: _Engine, layer: LinearMap, value: Tensor) -> Tensor:
     _tag(out).layer = layer
     return out
 
-# %% ../nbs/08_lrp.ipynb #dc9313ba
+# %% ../nbs/08_lrp.ipynb #cdd4a669
 def _recorder(note: dict, samples: _Samples, batch: int) -> Callable:
     "Writes down conditioning and shares of the bias, on a strided sample of the outputs."
 
     def record(layer, relevance, value, d, bias):
-        d, r = _slice(d), _slice(relevance).abs()
+        d = _slice(d)
+        r = _slice(relevance).abs()
         rows = _by_sample(_slice(value) / (d * layer.channels(layer.scale, value)), samples, batch)
         if rows is None:
             return
@@ -821,7 +842,7 @@ def _conv_transpose(
     geometry = _geometry(weight.ndim - 2, stride, padding, dilation, True, output_padding, groups)
     return _conv_layer(engine, func.__name__, value, input, weight, bias, geometry)
 
-# %% ../nbs/08_lrp.ipynb #251a2ce0
+# %% ../nbs/08_lrp.ipynb #c395fd64
 class _Geometry(NamedTuple):
     "The arguments of torch's general convolution, in its order."
 
@@ -840,7 +861,7 @@ def _geometry(n, stride, padding, dilation, turned, output_padding, groups) -> _
     )
     return _Geometry(each(stride), each(padding), each(dilation), turned, each(output_padding), groups)
 
-# %% ../nbs/08_lrp.ipynb #4a775777
+# %% ../nbs/08_lrp.ipynb #29fefddb
 def _same_padding(engine: _Engine, input: Tensor, weight: Tensor, padding: str, dilation: Any) -> tuple:
     "Padding by name as numbers; the odd row goes to the far side."
     n = weight.ndim - 2
@@ -853,12 +874,13 @@ def _same_padding(engine: _Engine, input: Tensor, weight: Tensor, padding: str, 
     with engine:
         return F.pad(input, [s for t in reversed(total) for s in (t // 2, t - t // 2)]), (0,) * n
 
-# %% ../nbs/08_lrp.ipynb #dfaf7e25
+# %% ../nbs/08_lrp.ipynb #6551310b
 def _conv_layer(engine, op, value, input, weight, bias, geometry: _Geometry) -> Tensor:
     "Both kinds of convolution: the transpose is the library's own input gradient, no second forward pass."
     if input.ndim != weight.ndim:
         raise _unsupported(engine, f"{op} without a batch axis", "add one with x[None]")
-    like, gradient = wide(input), torch.ops.aten.convolution_backward
+    like = wide(input)
+    gradient = torch.ops.aten.convolution_backward
     apply = lambda a, w, b: torch.ops.aten.convolution(a, w, b, *geometry)
     transpose = lambda q, w: gradient(q, like, w, None, *geometry, (True, False, False))[0]
     view = (1, -1, *[1] * (weight.ndim - 2))
@@ -910,7 +932,7 @@ def _diagonal(engine: _Engine, op: str, value: Tensor, x: Tensor, scale: Tensor,
     )
     return back.emit(value)
 
-# %% ../nbs/08_lrp.ipynb #84657209
+# %% ../nbs/08_lrp.ipynb #5b3093da
 def _pass(value: Tensor, x: Tensor, samples: _Samples, keep: Tensor | None = None) -> Tensor:
     "Relevance goes through unchanged, where `keep` holds, to an input of the same or a smaller shape."
     shape = x.shape
@@ -921,14 +943,15 @@ def _pass(value: Tensor, x: Tensor, samples: _Samples, keep: Tensor | None = Non
 
     return _emit(value, back, [x], samples)
 
-
+# %% ../nbs/08_lrp.ipynb #cc2bdeaa
 def _elementwise(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     "An activation: relevance passes, less the share of the constant phi(0)."
     name = _op_name(func).rstrip("_")
     if _any_tracked(args, kwargs):
         raise _unsupported(engine, name, "two of its arguments depend on the input")
     with torch.no_grad():
-        value, zero = func(input.detach(), *args, **kwargs), 0.0
+        value = func(input.detach(), *args, **kwargs)
+        zero = 0.0
         if name not in _ZERO_AT_ZERO:
             zero = float(func(input.detach().new_zeros((1,) * input.ndim), *args, **kwargs))
     if not math.isfinite(zero):
@@ -985,13 +1008,14 @@ def _add(engine: _Engine, func: Callable, input: Any, other: Any, *, alpha: floa
         value = torch.add(torch.as_tensor(input), other if number else torch.as_tensor(other), alpha=alpha)
     return _sum(engine, value, _aligned(engine, value, (input, other)), [(input, 1), (other, alpha)])
 
-# %% ../nbs/08_lrp.ipynb #73f3cc39
+# %% ../nbs/08_lrp.ipynb #d6f9643f
 def _sum(engine: _Engine, value: Tensor, samples: _Samples, terms: Sequence[tuple[Any, float]]) -> Tensor:
     "Share out relevance between the terms of a sum by the chosen skip rule; constants absorb their part."
     parts = [_term(t, factor, value) for t, factor in terms]
     on = [k for k, (t, _) in enumerate(terms) if _tag(t) is not None]
     inputs = [terms[k][0] for k in on]
-    shapes, shares = [i.shape for i in inputs], [parts[k] for k in on]
+    shapes = [i.shape for i in inputs]
+    shares = [parts[k] for k in on]
     moduli = [_tag(t) is not None and _tag(t).nonnegative and factor == 1 for t, factor in terms]
     mass = lambda: torch.add(*[p if is_modulus else p.abs() for p, is_modulus in zip(parts, moduli)])
     denominator, shares = _skip_rule(engine, value.detach(), mass, shares)
@@ -1002,7 +1026,7 @@ def _sum(engine: _Engine, value: Tensor, samples: _Samples, terms: Sequence[tupl
     )
     return back.emit(value)
 
-# %% ../nbs/08_lrp.ipynb #8bcbe0e5
+# %% ../nbs/08_lrp.ipynb #bd546199
 def _skip_rule(engine: _Engine, value: Tensor, mass: Callable, shares: list) -> tuple[Callable | None, list]:
     "Denominator and shares of an addition."
     if engine.skip == "symmetric":
@@ -1020,7 +1044,7 @@ def _term(t: Any, factor: float, like: Tensor) -> Tensor:
         return torch.tensor(float(t) * factor, device=like.device, dtype=wide(like[:0]).dtype)
     return wide(t) if factor == 1 else wide(t) * factor
 
-# %% ../nbs/08_lrp.ipynb #bea50a67
+# %% ../nbs/08_lrp.ipynb #42d28351
 def _sub(engine: _Engine, func: Callable, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     "Subtraction is addition of the negative."
     return _add(engine, func, input, other, alpha=-alpha)
@@ -1035,17 +1059,15 @@ def _mul(engine: _Engine, func: Callable, input: Any, other: Any) -> Tensor:
     "Product: a constant factor passes relevance, two data factors take half each."
     with torch.no_grad():
         value = torch.mul(input, other)
-    samples, inputs = (
-        _aligned(engine, value, (input, other)),
-        [t for t in (input, other) if _tag(t) is not None],
-    )
+    samples = _aligned(engine, value, (input, other))
+    inputs = [t for t in (input, other) if _tag(t) is not None]
     if len(inputs) == 2:
         shapes = [t.shape for t in inputs]
         return _emit(value, lambda r: [(r / 2).sum_to_size(shape) for shape in shapes], inputs, samples)
     constant = other if inputs[0] is input else input
     return _pass(value, inputs[0], samples, (constant != 0) if isinstance(constant, Tensor) else None)
 
-# %% ../nbs/08_lrp.ipynb #887e3ac9
+# %% ../nbs/08_lrp.ipynb #8f587d27
 def _div(
     engine: _Engine, func: Callable, input: Any, other: Any, *, rounding_mode: str | None = None
 ) -> Tensor:
@@ -1060,10 +1082,12 @@ def _div(
         value = torch.div(input, other)
     return _pass(value, input, _aligned(engine, value, (input,)))
 
-# %% ../nbs/08_lrp.ipynb #13a72c4f
+# %% ../nbs/08_lrp.ipynb #f06772fa
 def _fixed_map(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     "Average pooling, mean, sum, interpolation: linear with coefficients that are not negative."
-    name, x, tag = _op_name(func), input, _tag(input)
+    name = _op_name(func)
+    x = input
+    tag = _tag(input)
     if "bicubic" in (*args, *kwargs.values()):
         raise _unsupported(engine, "bicubic interpolation", "use bilinear")
     leaf = wide(x).clone().requires_grad_()
@@ -1078,7 +1102,7 @@ def _fixed_map(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwa
     back = _Shares(engine, name, [x], samples, transpose, [wide(x)], _denominator(engine, value, mass))
     return _mark(back.emit(value), samples, tag.nonnegative)
 
-# %% ../nbs/08_lrp.ipynb #1d01af39
+# %% ../nbs/08_lrp.ipynb #74a9346c
 def _reduced(x: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> _Samples:
     "Where the samples are after a mean, a sum or a pool; raises _Lost."
     samples = _tag(x).samples
@@ -1094,12 +1118,13 @@ def _reduced(x: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> _Samples:
         raise _Lost
     return _Samples(samples.axis - sum(d < samples.axis for d in dims), samples.ids)
 
-# %% ../nbs/08_lrp.ipynb #91705630
+# %% ../nbs/08_lrp.ipynb #e9fb9606
 def _moved(follow: Callable[..., Any]) -> Callable:
     "A handler for what only moves or picks values: autograd's own backward pass; `follow` finds the samples."
 
     def handler(engine, func, input, *args, **kwargs):
-        name, tag = _op_name(func), _tag(input)
+        name = _op_name(func)
+        tag = _tag(input)
         if tag is None or _any_tracked(args, kwargs):
             raise _unsupported(engine, name, "only its first argument may depend on the input")
         with torch.enable_grad():
@@ -1145,7 +1170,7 @@ def _rolled(x: Tensor, out: Tensor, func: Callable, args: tuple, kwargs: dict) -
         raise _Lost
     return samples
 
-# %% ../nbs/08_lrp.ipynb #c7f40647
+# %% ../nbs/08_lrp.ipynb #0c46eb62
 def _identity(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     "Dropout and the like in eval mode."
     if kwargs.get("training", args[1] if len(args) > 1 else False):
@@ -1157,8 +1182,10 @@ def _joined(engine: _Engine, func: Callable, tensors: Sequence[Tensor], dim: int
     "Concatenation: each part keeps its relevance; parts that do not depend on the input absorb theirs."
     with torch.enable_grad():
         out = func([t if _tag(t) is not None else t.detach() for t in tensors], dim)
-    tracked, stacked = [t for t in tensors if _tag(t) is not None], _op_name(func) == "stack"
-    samples, dim = _tag(tracked[0]).samples, dim % out.ndim
+    tracked = [t for t in tensors if _tag(t) is not None]
+    stacked = _op_name(func) == "stack"
+    samples = _tag(tracked[0]).samples
+    dim = dim % out.ndim
     if engine.batch > 1:
         if not stacked and dim == samples.axis:
             raise _Lost
@@ -1168,7 +1195,7 @@ def _joined(engine: _Engine, func: Callable, tensors: Sequence[Tensor], dim: int
             samples = _Samples(samples.axis + 1, samples.ids)
     return _mark(out, samples, all(_tag(t) is not None and _tag(t).nonnegative for t in tensors))
 
-# %% ../nbs/08_lrp.ipynb #6f9bcda0
+# %% ../nbs/08_lrp.ipynb #8dc4be87
 def _maximum(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     "The largest value along axes: the winner takes all, as in max pooling."
     if _any_tracked(args, kwargs):
@@ -1180,11 +1207,12 @@ def _maximum(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwarg
     _mark(values, samples, _tag(input).nonnegative)
     return out
 
-# %% ../nbs/08_lrp.ipynb #25ecf6de
+# %% ../nbs/08_lrp.ipynb #61103ada
 def _normalised(engine, op, value, x, rows, gain, offset, eps) -> Tensor:
     "Centring and scaling with fixed sigma is linear; `rows` brings a tensor like x to one row per statistic."
     a = rows(wide(x))
-    n, sigma = a.shape[-1], (a.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
+    n = a.shape[-1]
+    sigma = (a.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
     slope = rows((wide(gain) if gain is not None else a.new_ones(())).expand(x.shape)) / sigma
 
     def mass():
@@ -1242,12 +1270,14 @@ def _rms_norm(engine, func, input, normalized_shape, weight=None, eps=None) -> T
         value = func(input, normalized_shape, weight, eps)
     return _pass(value, input, _tag(input).samples, None if weight is None else (weight != 0))
 
-# %% ../nbs/08_lrp.ipynb #2c934d6e
+# %% ../nbs/08_lrp.ipynb #738de606
 def _softmax(engine, func, input, dim=None, *args, **kwargs) -> Tensor:
     "Softmax, division-free and shift-invariant; masked scores (-inf) get no relevance."
     with torch.no_grad():
         value = torch.softmax(input, dim)
-    x, s, samples = wide(input), wide(value), _tag(input).samples
+    x = wide(input)
+    s = wide(value)
+    samples = _tag(input).samples
     x = torch.where(torch.isfinite(x), x, 0.0)
     centred = torch.where(s > 0, x - (s * x).sum(dim, keepdim=True), 0.0)
     transpose = lambda r: [r - s * r.sum(dim, keepdim=True)]
@@ -1263,7 +1293,7 @@ def _matmul(engine: _Engine, func: Callable, input: Tensor, other: Tensor) -> Te
     samples = lambda value: _matmul_samples(value, input, other)
     return _product(engine, "matmul", torch.matmul, input, other, samples)
 
-# %% ../nbs/08_lrp.ipynb #3e197998
+# %% ../nbs/08_lrp.ipynb #651e159c
 def _matmul_samples(value: Tensor, a: Tensor, b: Tensor) -> _Samples:
     "The samples must be in a batch axis, or in the rows of A or the columns of B."
     found = []
@@ -1319,7 +1349,7 @@ def _einsum(engine: _Engine, func: Callable, equation: str, *operands: Any) -> T
 
     return _product(engine, "einsum", lambda a, b: torch.einsum(equation, a, b), *operands, samples)
 
-# %% ../nbs/08_lrp.ipynb #961f265c
+# %% ../nbs/08_lrp.ipynb #da1665e0
 def _attention(
     engine,
     func,
@@ -1336,7 +1366,8 @@ def _attention(
     if enable_gqa or dropout_p:
         hint = "use dropout_p=0 and as many keys as queries"
         raise _unsupported(engine, "scaled_dot_product_attention with dropout or grouped queries", hint)
-    n, m = query.shape[-2], key.shape[-2]
+    n = query.shape[-2]
+    m = key.shape[-2]
     if is_causal:
         attn_mask = torch.ones(n, m, dtype=torch.bool, device=query.device).tril()
     with engine:
@@ -1347,7 +1378,7 @@ def _attention(
             scores = scores + attn_mask
         return torch.softmax(scores, -1) @ value
 
-# %% ../nbs/08_lrp.ipynb #fe986408
+# %% ../nbs/08_lrp.ipynb #81ccf9e3
 def _multi_head(
     engine: _Engine, func: Callable, query: Tensor, key: Tensor, value: Tensor, *args, **kwargs
 ) -> tuple:
@@ -1368,7 +1399,7 @@ def _multi_head(
         out = out.transpose(1, 2).flatten(2).transpose(0, 1)
         return F.linear(out, p["out_proj_weight"], p["out_proj_bias"]), None
 
-# %% ../nbs/08_lrp.ipynb #2517f366
+# %% ../nbs/08_lrp.ipynb #446e6939
 def _projections(p: Mapping[str, Any]) -> tuple[Sequence, Sequence]:
     "Weights and biases of query, key and value."
     weights = (p["q_proj_weight"], p["k_proj_weight"], p["v_proj_weight"])
@@ -1382,7 +1413,8 @@ def _head_mask(p: Mapping[str, Any], heads: int) -> Tensor | None:
     as_float = lambda m: (
         torch.zeros(m.shape, device=m.device).masked_fill_(m, -math.inf) if m.dtype == torch.bool else m
     )
-    mask, pad = p["attn_mask"], p["key_padding_mask"]
+    mask = p["attn_mask"]
+    pad = p["key_padding_mask"]
     mask = None if mask is None else as_float(mask)
     if mask is not None and mask.ndim == 3:
         mask = mask.unflatten(0, (-1, heads))
@@ -1435,7 +1467,7 @@ def _each(names: str, handler: Callable) -> dict[str, Callable]:
     "One handler for several operations."
     return dict.fromkeys(names.split(), handler)
 
-# %% ../nbs/08_lrp.ipynb #b71592c5
+# %% ../nbs/08_lrp.ipynb #f3410385
 OPERATIONS: dict[str, Callable] = {
     "linear": _linear,
     "addmm": _addmm,
@@ -1452,6 +1484,10 @@ OPERATIONS: dict[str, Callable] = {
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
     "multi_head_attention_forward": _multi_head,
+}
+
+# %% ../nbs/08_lrp.ipynb #63f7b9ca
+OPERATIONS |= {
     **_each("add iadd radd", _add),
     **_each("sub subtract isub", _sub),
     "rsub": _rsub,
@@ -1469,7 +1505,7 @@ OPERATIONS: dict[str, Callable] = {
     **dict.fromkeys(sorted(_ZERO_AT_ZERO | _CONSTANT_AT_ZERO), _elementwise),
 }
 
-# %% ../nbs/08_lrp.ipynb #be5c4bdf
+# %% ../nbs/08_lrp.ipynb #beee5585
 @dataclass(frozen=True)
 class Relevance:
     "Relevance of a batch, raw and signed, with its own residual."
@@ -1504,12 +1540,12 @@ class Relevance:
         mean = lambda v: float(v.float().mean()) if isinstance(v, Tensor) else v
         return pd.DataFrame([[mean(getattr(r, name)) for name in names] for r in self.layers], columns=names)
 
-# %% ../nbs/08_lrp.ipynb #ba5bd758
+# %% ../nbs/08_lrp.ipynb #303085d7
 def _quotient(a: Tensor, b: Tensor) -> Tensor:
     "a / b with 0/0 := 0."
     return torch.where(b != 0, a / torch.where(b != 0, b, 1.0), 0.0)
 
-# %% ../nbs/08_lrp.ipynb #4f443fc2
+# %% ../nbs/08_lrp.ipynb #bb6ac5f6
 def lrp(
     model: nn.Module,  # Any module whose operations are in the table; it is not changed
     x: Tensor,  # Input batch, (B ...), float
@@ -1524,14 +1560,16 @@ def lrp(
     rules = _rules(rule)
     skip = skip or ("relative" if _formula(rules["other"]).conserving else "z")
     _check_call(model, x, skip, batch_size)
-    size, parts, target = batch_size or len(x), [], check_target(target, len(x))
+    size = batch_size or len(x)
+    parts = []
+    target = check_target(target, len(x))
     cache = WeightCache() if cache is None and size < len(x) else cache
     for i in range(0, len(x), size):
         some = _target_of(target, i, i + size)
         parts += _run_or_split(model, x[i : i + size], some, rules, skip, cache)
     return _merged(parts)
 
-# %% ../nbs/08_lrp.ipynb #d32bc1d0
+# %% ../nbs/08_lrp.ipynb #db14a240
 def _named(name: str) -> Any:
     "Rule or composite behind a name; the prefix lrp- may be left out."
     short = name.removeprefix("lrp-")
@@ -1556,7 +1594,7 @@ def _rules(rule: Any) -> dict[str, Any]:
     rules = {kind: _named(r) if isinstance(r, str) else r for kind, r in rule.items()}
     return {"other": _default_rule(rules), **rules}
 
-# %% ../nbs/08_lrp.ipynb #af78063a
+# %% ../nbs/08_lrp.ipynb #49dc3c83
 def _default_rule(rules: Mapping[str, Any]) -> Rule:
     "The rule for what is not a linear layer."
     if all(_formula(r).conserving for r in rules.values()):
@@ -1587,7 +1625,7 @@ def _check_call(model: nn.Module, x: Tensor, skip: str, batch_size: int | None) 
         raise UnsupportedOp("vmap", "", "pass the whole batch, it is explained example by example anyway")
     check_finite("x", x)
 
-# %% ../nbs/08_lrp.ipynb #057105c1
+# %% ../nbs/08_lrp.ipynb #2ca6174f
 def _run_or_split(model, x, target, rules, skip, cache) -> list[Relevance]:
     "One pass, or one pass per example where the samples of a batch cannot be told apart."
     try:
@@ -1599,7 +1637,8 @@ def _run_or_split(model, x, target, rules, skip, cache) -> list[Relevance]:
     ]
     with torch.no_grad(), eval_mode(model):
         together = wide(resolve_target(model(x), target))
-    alone, tolerance = torch.cat([p.value for p in parts]), torch.finfo(x.dtype).eps ** 0.5
+    alone = torch.cat([p.value for p in parts])
+    tolerance = torch.finfo(x.dtype).eps ** 0.5
     if not torch.allclose(alone, together, rtol=tolerance, atol=tolerance * float(together.abs().max())):
         hint = "its output for one example depends on the others; explain them one at a time"
         raise ValueError(f"the model mixes the examples of a batch: {hint}")
@@ -1610,7 +1649,7 @@ def _target_of(target: Target, start: int, stop: int) -> Target:
     "One class per example is sliced; anything else holds for all."
     return target[start:stop] if isinstance(target, Tensor) and target.ndim else target
 
-# %% ../nbs/08_lrp.ipynb #88045180
+# %% ../nbs/08_lrp.ipynb #98f834ca
 def _run(model, x, target, rules, skip, cache) -> Relevance:
     "One forward pass under the engine, one backward pass of relevance."
     engine = _Engine(model, len(x), rules, skip, cache)
@@ -1637,7 +1676,7 @@ def _check_output(value: Tensor, batch: int) -> None:
         hint = "is there a detach or an integer cast on the way?"
         raise ValueError(f"the output does not depend on x through operations of the table; {hint}")
 
-# %% ../nbs/08_lrp.ipynb #55f6eb99
+# %% ../nbs/08_lrp.ipynb #0bfa6f0d
 def _finite(model: nn.Module, name: str, values: Tensor) -> Tensor:
     "Where values are not finite, the error names the parameter to blame, if there is one."
     if not bool(torch.isfinite(values).all()):
@@ -1658,7 +1697,7 @@ def _merged(parts: Sequence[Relevance]) -> Relevance:
         torch.cat([p.relevance for p in parts]), torch.cat([p.value for p in parts]), tuple(layers)
     )
 
-# %% ../nbs/08_lrp.ipynb #bdce232f
+# %% ../nbs/08_lrp.ipynb #4a971a51
 METHODS = (
     *(
         "rlrp",
@@ -1674,7 +1713,7 @@ METHODS = (
     *COMPOSITES,
 )
 
-# %% ../nbs/08_lrp.ipynb #abbfb4cf
+# %% ../nbs/08_lrp.ipynb #19cab334
 def relevance_map(
     model: nn.Module,  # Any module whose operations are in the table
     x: Tensor,  # Input batch, (B ...), float

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .core import Target, resolve_target, unwrap_output
 from .lrp import COMPOSITES, METHODS, LayerRecord, Relevance, Rule, WeightCache, lrp, relevance_map
 
-# %% ../nbs/20_rlrp.ipynb #352591bf
+# %% ../nbs/20_rlrp.ipynb #c4f3b668
 def rlrp(
     model: nn.Module,  # Any module whose operations are in the table of `xai_nb.lrp`; it is not changed
     x: Tensor,  # Input batch, (B ...), float
@@ -26,13 +26,11 @@ def rlrp(
     *,
     batch_size: int | None = None,  # Examples per pass; None: all at once
     cache: WeightCache | None = None,  # Keeps absolute weights between calls
-) -> (
-    Relevance
-):  # Signed relevance; sum of moduli at most |f|. Raises UnsupportedOp, NonFiniteError, ValueError
+) -> Relevance:  # Signed, sum of moduli at most |f|. Raises UnsupportedOp, NonFiniteError, ValueError
     "Relative LRP, without parameters (reconstructed from properties published by Nyiri and Gibaru, 2025)."
     return lrp(model, x, target, rule="rlrp", batch_size=batch_size, cache=cache)
 
-# %% ../nbs/20_rlrp.ipynb #e80a3227
+# %% ../nbs/20_rlrp.ipynb #a9fbfa0c
 STABILITY = {
     "growth": "median of sum |R| / |f|",
     "growth_max": "the largest of it",
@@ -44,15 +42,12 @@ STABILITY = {
     "non_finite": "entries that are not finite in float32",
 }
 
-# %% ../nbs/20_rlrp.ipynb #5de477b2
+# %% ../nbs/20_rlrp.ipynb #61c812c6
 def stability_report(
     model: nn.Module,  # A float32 or float64 model; copies are changed, never the model
     x: Tensor,  # (B C H W)
     target: Target = None,  # None: the class predicted by the model
-    methods: Sequence[str] | Mapping[str, Callable] = (
-        "rlrp",
-        "lrp-epsilon",
-    ),  # `METHODS`, or name -> function
+    methods: Sequence[str] | Mapping[str, Callable] = ("rlrp", "epsilon"),  # Names, or name -> function
     *,
     noise: float = 0.01,  # Standard deviation of the input noise, units of `x`
     weight_noise: float = 1e-3,  # Relative standard deviation of the weight noise
@@ -74,12 +69,12 @@ def stability_report(
         rows[name] = _stability(method, double, x64, target, f, changes)
     return pd.DataFrame.from_dict(rows, "index", columns=list(STABILITY))
 
-# %% ../nbs/20_rlrp.ipynb #16c1d9cc
+# %% ../nbs/20_rlrp.ipynb #cc23f890
 def _callables(methods: Sequence[str] | Mapping[str, Callable]) -> dict[str, Callable]:
     "Methods as functions of (model, x, target)."
     if isinstance(methods, Mapping):
         return dict(methods)
-    return {m: lambda model, x, t, m=m: relevance_map(model, x, t, method=m) for m in methods}
+    return {m: lambda model, x, t, m=m: lrp(model, x, t, rule=m).relevance for m in methods}
 
 
 def _stability(
@@ -93,7 +88,7 @@ def _stability(
     error, bad = (low - base).norm(dim=1) / base.norm(dim=1), (~torch.isfinite(low)).sum()
     return [float(v) for v in (growth.median(), growth.max(), *turned, error.max(), error.median(), bad)]
 
-# %% ../nbs/20_rlrp.ipynb #839908fd
+# %% ../nbs/20_rlrp.ipynb #5f536fa2
 def _with_weights(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     "A copy whose parameters are changed."
     model = copy.deepcopy(model)
