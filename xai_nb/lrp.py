@@ -6,23 +6,66 @@
 __all__ = ['RULES', 'COMPOSITES', 'OPERATIONS', 'METHODS', 'Rule', 'signed_mass', 'stabilised', 'wide', 'LinearMap', 'folded',
            'Formula', 'WeightCache', 'absolute_weight', 'LayerRecord', 'Relevance', 'lrp', 'relevance_map']
 
-# %% ../nbs/08_lrp.ipynb #c7b6297e
+# %% ../nbs/08_lrp.ipynb #00de69bd
 import fnmatch
+
+
 import inspect
+
+
 import math
+
+
+import re
+
+
 import sys
-from collections.abc import Callable, Mapping, Sequence
+
+
+import threading
+
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+
+from contextlib import ExitStack, contextmanager
+
+# %% ../nbs/08_lrp.ipynb #560078c6
 from dataclasses import dataclass, field, replace
+
+
 from typing import Any, NamedTuple
 
+
 import pandas as pd
+
+
 import torch
+
+
 import torch.nn.functional as F
+
+
 from torch import Tensor, nn
+
+
 from torch.overrides import TorchFunctionMode
+
+
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .core import Target, UnsupportedOp, check_finite, check_target, eval_mode, resolve_target
+# %% ../nbs/08_lrp.ipynb #056e976e
+from xai_nb.core import (
+    Target,
+    UnsupportedOp,
+    call_model,
+    check_finite,
+    check_target,
+    cut_rows,
+    eval_mode,
+    find_layer,
+    resolve_target,
+)
 
 # %% ../nbs/08_lrp.ipynb #8586f89e
 @dataclass(frozen=True)
@@ -97,13 +140,13 @@ def wide(
     t = t.detach()
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
-# %% ../nbs/08_lrp.ipynb #102088e9
+# %% ../nbs/08_lrp.ipynb #6d08b51a
 @dataclass(eq=False)
 class LinearMap:
     "A linear layer as a rule sees it: z = scale * (W a) + bias."
 
     op: str  # Name of the operation
-    rule: Any  # Rule of this layer, or a callable (map, relevance, value) to the relevance of the input
+    rule: Any  # Rule of this layer, or a function (map, relevance, value) to relevance; set at the end
     input: Tensor  # As the model has it, a
     weight: Tensor  # As the model has it, W
     bias: Tensor | None  # (C,), all that is added to the map
@@ -115,6 +158,7 @@ class LinearMap:
     nonnegative: bool = False  # Whether no input is known to be negative
     cache: Any = None  # A `WeightCache`, or None
     record: Any = None  # Receives the conditioning, or None
+    place: Any = None  # `_Place` of the layer in the model
 
     def channels(
         self,
@@ -159,7 +203,7 @@ def _bias_mass(layer: LinearMap) -> Tensor | None:
         return layer.bias.abs()
     return torch.where(layer.scale == 0, math.inf, layer.bias.abs() / layer.scale.abs())
 
-# %% ../nbs/08_lrp.ipynb #a01d8c1a
+# %% ../nbs/08_lrp.ipynb #e05b5070
 def _relative(layer: LinearMap, relevance: Tensor, value: Tensor) -> Tensor:
     "R-LRP: contributions over their absolute mass d, with the sign of the output."
     bias = _bias_mass(layer)
@@ -167,7 +211,7 @@ def _relative(layer: LinearMap, relevance: Tensor, value: Tensor) -> Tensor:
     positive = bias is not None and not bias.is_cuda and bool((bias > 0).all())  # then no output has mass 0
     d = d.copysign_(value) if positive else signed_mass(d, value)
     if layer.record is not None:
-        layer.record(layer, relevance, value, d, bias)
+        layer.record(layer, relevance, value, d, bias)  # and checks that |z| <= d
     if layer.scale is not None and (d.is_cuda or bool((layer.scale < 0).any())):
         d *= torch.where(layer.scale < 0, -1.0, 1.0).view(layer.view)
     return layer.message(torch.div(relevance, d, out=d))
@@ -184,7 +228,7 @@ def _unweighted(layer: LinearMap, relevance: Tensor, value: Tensor) -> Tensor:
     sign = value.sign().masked_fill_(value == 0, math.inf)
     return layer.message(_scaled(layer, torch.div(relevance, sign, out=sign)))
 
-# %% ../nbs/08_lrp.ipynb #05555f2d
+# %% ../nbs/08_lrp.ipynb #f7fd326c
 def _scaled(layer: LinearMap, q: Tensor) -> Tensor:
     "Relevance per unit of output, before the folded BatchNorm."
     return q if layer.scale is None else q * layer.scale.view(layer.view)
@@ -369,7 +413,7 @@ def _same_axis(ids: Tensor, left: int, right: int, m: int, left2: int, right2: i
             return ids.view(-1, m)[0]  # the outer part was split off
     return None
 
-# %% ../nbs/08_lrp.ipynb #1c0f05ba
+# %% ../nbs/08_lrp.ipynb #b04e4285
 @dataclass(eq=False)
 class _Tag:
     "What the engine knows about a tensor that depends on the input."
@@ -379,6 +423,7 @@ class _Tag:
     graph: Any  # Its grad_fn then, so that a function which hides its operations shows
     nonnegative: bool = False  # Whether its values are known to be at least 0
     layer: LinearMap | None = None  # The linear map it came from, as long as a BatchNorm may be folded in
+    chain: Any = None  # `_Chain` where it is known to be an elementwise function of another tensor
     successor: Tensor | None = None  # What an in-place operation has made of it
 
 
@@ -388,17 +433,49 @@ class _Mass(NamedTuple):
     total: Tensor  # (B,)
     version: int  # Of the message when it was measured
 
+# %% ../nbs/08_lrp.ipynb #93f5e39d
+class _Chain(NamedTuple):
+    "An elementwise function g of another tensor, such as the second factor of z sigmoid(z)."
+
+    root: Tensor  # z
+    zero: float  # g(0)
+    gate: bool = False  # Whether it is the output of a sigmoid, times or plus numbers
+
+
+class _Fixed(NamedTuple):
+    "The tag of a statistic that a normalisation rule holds fixed, such as a norm."
+
+    samples: _Samples  # Where its samples are
+
 
 def _tag(t: Any) -> _Tag | None:
     "The tag of a value that carries relevance."
     tag = getattr(t, "_lrp", None) if isinstance(t, Tensor) else None
     return tag if isinstance(tag, _Tag) else None
 
-# %% ../nbs/08_lrp.ipynb #a49dddb9
-def _mark(t: Tensor, samples: _Samples, nonnegative: bool = False) -> Tensor:
+
+def _mark(t: Tensor, samples: _Samples, nonnegative: bool = False, chain: _Chain | None = None) -> Tensor:
     "Tag a tensor that depends on the input."
-    t._lrp = _Tag(samples, t._version, t.grad_fn, nonnegative)
+    t._lrp = _Tag(samples, t._version, t.grad_fn, nonnegative, chain=chain)
     return t
+
+# %% ../nbs/08_lrp.ipynb #fffd6a61
+def _is_fixed(t: Any) -> bool:
+    "Whether a tensor is a statistic that is held fixed."
+    return isinstance(t, Tensor) and isinstance(getattr(t, "_lrp", None), _Fixed)
+
+
+def _place_of(t: Any) -> _Samples | None:
+    "Where the samples of a tensor are, on the path or held fixed."
+    if _is_fixed(t):
+        return t._lrp.samples
+    return None if _tag(t) is None else _tag(t).samples
+
+
+def _hold(out: Tensor, samples: _Samples) -> Tensor:
+    "Mark a statistic as held fixed."
+    out._lrp = _Fixed(samples)
+    return out
 
 # %% ../nbs/08_lrp.ipynb #6e2f8575
 def _absolute(t: Tensor) -> Tensor:
@@ -444,7 +521,7 @@ def _by_sample(t: Tensor, samples: _Samples, batch: int) -> Tensor | None:
         return t.reshape(1, -1)
     return t.reshape(len(t), -1) if samples.axis == 0 and samples.ids is None else None
 
-# %% ../nbs/08_lrp.ipynb #b33e2cfd
+# %% ../nbs/08_lrp.ipynb #ffbf3071
 class WeightCache:
     "Absolute weights, kept while the weight lives and is unchanged. Pass one to keep them between calls."
 
@@ -458,13 +535,19 @@ class WeightCache:
     ) -> Tensor:  # |W|, float32 or float64
         "Look up, and compute if the weight is new, was changed or has moved."
         version = None if weight.is_inference() else weight._version
-        state = (version, weight.data_ptr(), weight.dtype)
+        state = (version, weight.data_ptr(), weight.dtype, *_checksum(weight.detach()))
         hit = self._store.get(weight)
         if hit is None or hit[0] != state:
             hit = self._store[weight] = (state, absolute_weight(weight))
         return hit[1]
 
-# %% ../nbs/08_lrp.ipynb #e5be75cb
+
+def _checksum(weight: Tensor) -> tuple[float, tuple]:
+    "Sum of all entries and a thousand single ones: changes when a weight is written to behind torch's back."
+    flat = weight.flatten()
+    return float(flat.sum()), tuple(flat[:: max(1, len(flat) // 1000)].tolist())
+
+# %% ../nbs/08_lrp.ipynb #bf14ff7d
 def absolute_weight(
     weight: Tensor,  # Weight of a layer
     cache: WeightCache | None = None,  # Where to look first; None: compute
@@ -477,7 +560,7 @@ def absolute_weight(
         check_finite("a weight", value)
     return value
 
-# %% ../nbs/08_lrp.ipynb #ee6f602c
+# %% ../nbs/08_lrp.ipynb #3db4a100
 class _Back(torch.autograd.Function):
     "A value whose backward pass is a given function of relevance."
 
@@ -492,7 +575,8 @@ class _Back(torch.autograd.Function):
         "Incoming relevance; what the function holds is freed as the pass goes on."
         back = ctx.back
         ctx.back = None
-        return None, None, *back(relevance)
+        with torch.autocast(relevance.device.type, enabled=False):
+            return None, None, *back(relevance)
 
 # %% ../nbs/08_lrp.ipynb #b531540a
 @dataclass(frozen=True)
@@ -506,20 +590,41 @@ class LayerRecord:
     kept: Tensor  # (B,), L1 mass of the incoming over the outgoing relevance before it is restored
     growth: Tensor  # (B,), the same afterwards: 1 where mass is conserved
 
-# %% ../nbs/08_lrp.ipynb #27dcd001
+# %% ../nbs/08_lrp.ipynb #d101e33c
+class _Settings(NamedTuple):
+    "What the user asked for."
+
+    rules: Mapping[Any, Any]  # By kind ("first", "conv", "dense", "other"), index or pattern of layers
+    skip: str  # Rule for additions
+    attention: str  # Rule for softmax and products of data
+    gates: str  # Rule for products with a gate
+    own: Mapping[Any, Any]  # Rules for operations and modules that the table does not know
+    cache: WeightCache | None  # Absolute weights
+    at: Any  # Layer at whose output relevance is read; None: the input
+    of: Any  # Layer whose output is explained; None: the model
+    extra: Any  # More inputs of the model
+
+
+class _Place(NamedTuple):
+    "Where a linear layer is in the model."
+
+    kind: str  # "conv" or "dense"
+    number: int  # In the order in which they run
+    path: str  # Module it runs in
+
+# %% ../nbs/08_lrp.ipynb #c22f41e9
 class _Engine(TorchFunctionMode):
     "Intercepts the operations of one forward pass and gives each its relevance rule."
 
-    def __init__(self, model, batch, rules, skip, cache):
+    def __init__(self, model, batch, settings):
         super().__init__()
         self.names = {id(m): name for name, m in model.named_modules()}
         self.batch = batch
-        self.rules = rules
-        self.skip = skip
-        self.cache = cache
-        self.linear_ops = 0
+        self.settings = settings
         self.notes = []
-        self.conserving = _formula(rules["other"]).conserving
+        self.places = []
+        self.used = set()
+        self.conserving = _formula(settings.rules["other"]).conserving
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         found = []
@@ -530,10 +635,13 @@ class _Engine(TorchFunctionMode):
             args = (args[0], *_detached(args[1:]))
             kwargs = _detached(kwargs)
             found = _tensors(args)
-        if not any(map(_tag, found)):
-            with torch.no_grad():
-                return func(*args, **kwargs)
-        return self.handle(func, name, args, kwargs, found)
+        if any(map(_tag, found)):
+            return self.handle(func, name, args, kwargs, found)
+        with torch.no_grad():
+            out = func(*args, **kwargs)
+        if any(map(_is_fixed, found)) and any(t.is_floating_point() for t in _tensors(out)):
+            return _still_fixed(self, func, name, out, args, kwargs)
+        return out
 
     def handle(self, func, name, args, kwargs, found):
         "Find the handler of an operation and let it answer."
@@ -542,6 +650,9 @@ class _Engine(TorchFunctionMode):
         for t in found:
             _check(self, t, name)
         handler = OPERATIONS.get(name.rstrip("_"), _unknown)
+        if name in self.settings.own:
+            handler = _own_operation
+            self.used.add(name)
         func, args, kwargs, changes = _out_of_place(func, name, args, kwargs)
         out = _call(self, handler, func, name, args, kwargs)
         if changes:
@@ -578,18 +689,40 @@ def _path(engine: _Engine) -> str:
         frame = frame.f_back
     return ""
 
-# %% ../nbs/08_lrp.ipynb #8430578d
+# %% ../nbs/08_lrp.ipynb #79c6d23a
 def _check(engine: _Engine, t: Tensor, op: str) -> None:
     "Every tensor with a graph must come from the table, and must not have been changed behind a view."
     tag = _tag(t)
     if tag is not None and t._version != tag.version:
         hint = "its input was changed in place through another view; use the out-of-place operation"
         raise _unsupported(engine, op, hint)
+    if _is_fixed(t) and op not in _SCALING:
+        hint = "a statistic that is held fixed (a norm, a deviation, an inverse) may only scale a signal"
+        raise _unsupported(engine, op, hint)
     if t.grad_fn is not (tag and tag.graph):
         hint = "a custom autograd function, scripted or compiled module hides its operations"
         raise _unsupported(engine, t.grad_fn.name(), hint)
 
+# %% ../nbs/08_lrp.ipynb #d00021d0
+def _still_fixed(engine: _Engine, func: Callable, name: str, out: Any, args: tuple, kwargs: dict) -> Any:
+    "What becomes of a statistic that is held fixed: numbers may be added, it may be reshaped; nothing else."
+    t = args[0]
+    if name == "detach" or not isinstance(out, Tensor):
+        return out
+    if name.strip("_") in _SCALING | _NUMERIC | _ZERO_AT_ZERO | _CONSTANT_AT_ZERO:
+        return _hold(out, _aligned(engine, out, _tensors((args, kwargs))))
+    if name in _VIEWS.split() and _is_fixed(t):
+        follow = lambda v: func(v, *args[1:], **kwargs)
+        return _hold(out, _follow_view(t._lrp.samples, t.shape, follow) if engine.batch > 1 else _Samples())
+    if name in _RESHAPES.split() and _is_fixed(t):
+        return _hold(
+            out, _follow_reshape(t._lrp.samples, t.shape, out.shape) if engine.batch > 1 else _Samples()
+        )
+    if name in "to float double half bfloat16 contiguous clone type_as".split():
+        return _hold(out, t._lrp.samples)
+    raise _unsupported(engine, name, "a statistic that is held fixed may only scale a signal")
 
+# %% ../nbs/08_lrp.ipynb #a3a376db
 def _succeed(engine: _Engine, old: Tensor, new: Tensor, op: str) -> None:
     "Make the tensor that was to be changed point to the new one, and age all its views."
     if new is old:
@@ -598,6 +731,8 @@ def _succeed(engine: _Engine, old: Tensor, new: Tensor, op: str) -> None:
         hint = "it writes relevance-carrying values into a constant; use the out-of-place operation"
         raise _unsupported(engine, op, hint)
     _tag(old).successor = new
+    if _tag(new).chain is not None and _tag(new).chain.root is old:
+        _tag(new).chain = None  # no circle, so that both are freed at once
     torch.autograd.graph.increment_version(old)
 
 # %% ../nbs/08_lrp.ipynb #4f7ae004
@@ -636,9 +771,17 @@ def _detached(tree: Any) -> Any:
         return tuple(map(_detached, tree))
     return tree.detach() if isinstance(tree, Tensor) else tree
 
-# %% ../nbs/08_lrp.ipynb #e4a07da4
+# %% ../nbs/08_lrp.ipynb #147c8431
+_NUMERIC = set("add sub rsub subtract neg pow rsqrt reciprocal rdiv maximum log".split())
+
+
+_SCALING = set("mul multiply div divide true_divide mul_ div_".split())
+
+
 _BORROWERS = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
-_IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}  # besides all names that end in an underscore
+
+
+_IN_PLACE = {"setitem"}  # besides all names that end in an underscore
 
 
 def _op_name(func: Callable) -> str:
@@ -648,7 +791,7 @@ def _op_name(func: Callable) -> str:
         return func.__self__.__name__
     return name.strip("_") if name.startswith("__") else name
 
-
+# %% ../nbs/08_lrp.ipynb #19ffeb0d
 def _out_of_place(func: Callable, name: str, args: tuple, kwargs: dict) -> tuple[Callable, tuple, dict, bool]:
     "Turn add_, +=, relu(inplace=True) into operations without side effect; last: whether there was one."
     if getattr(func, "__module__", "") == "torch.nn.functional" and any(a is True for a in args):
@@ -657,7 +800,8 @@ def _out_of_place(func: Callable, name: str, args: tuple, kwargs: dict) -> tuple
             args = (bound.pop("input"),)
             kwargs = bound
     if kwargs.get("inplace") is True:
-        return func, args, {**kwargs, "inplace": False}, True
+        rest = {k: v for k, v in kwargs.items() if k != "input"}
+        return func, args or (kwargs["input"],), {**rest, "inplace": False}, True
     if not name.endswith("_"):
         return func, args, kwargs, name in _IN_PLACE
     other = getattr(torch.Tensor, name[:-1], None)
@@ -676,7 +820,7 @@ def _open_note(engine: _Engine, op: str, value: Tensor) -> dict:
     engine.notes.append(note)
     return note
 
-# %% ../nbs/08_lrp.ipynb #3ff7aae2
+# %% ../nbs/08_lrp.ipynb #20955505
 def _restore(
     relevance: Tensor, samples: _Samples, messages: list, tags: list, note: dict, apply: bool
 ) -> list:
@@ -700,7 +844,7 @@ def _denominator(engine: _Engine, value: Tensor, mass: Callable[[], Tensor]) -> 
     value = value.detach()
     if engine.conserving:
         return lambda: signed_mass(mass(), wide(value))
-    return lambda: stabilised(wide(value), engine.rules["other"])
+    return lambda: stabilised(wide(value), engine.settings.rules["other"])
 
 # %% ../nbs/08_lrp.ipynb #4387cad3
 @dataclass(eq=False)
@@ -747,45 +891,63 @@ class _Shares:
                 self.note["kappa"] = rows.float().median(1).values
         return torch.div(r, d, out=d)
 
-# %% ../nbs/08_lrp.ipynb #bc109f6b
+# %% ../nbs/08_lrp.ipynb #af60567d
 def _linear_layer(engine: _Engine, kind: str, value: Tensor, layer: LinearMap) -> Tensor:
-    "A linear layer with the rule of its kind; the first one of the model may have its own."
+    "A linear layer; its rule is looked up by kind, number and path when relevance arrives."
     a = layer.input
     weight = layer.weight
     bias = layer.bias
     if _tag(a) is None or _any_tracked(weight, bias):
         raise _unsupported(engine, layer.op, "its weight depends on the input")
-    layer.rule = _rule_of(engine, kind)
-    engine.linear_ops += 1
+    axis = _tag(a).samples.axis
+    if engine.batch > 1 and (axis == a.ndim - 1 if kind == "dense" else axis != 0):
+        raise _Lost
+    layer.place = _Place(kind, len(engine.places), _path(engine))
+    engine.places.append(layer.place)
     if bias is not None:
         with torch.no_grad():
             layer.bias = wide(check_finite("a bias", bias))
     layer.nonnegative = _tag(a).nonnegative
-    layer.cache = engine.cache
+    layer.cache = engine.settings.cache
     return _emit_layer(engine, layer, value)
 
+# %% ../nbs/08_lrp.ipynb #acbef737
+def _rule_of(engine: _Engine, place: _Place) -> Any:
+    "The rule for a linear layer: by number or name if there is one, else by kind."
+    rules = engine.settings.rules
+    for key, rule in rules.items():
+        if _chosen_by(key, place, len(engine.places)):
+            return rule
+    first = rules.get("first") if place.number == 0 else None
+    return first or rules[place.kind]
 
-def _rule_of(engine: _Engine, kind: str) -> Any:
-    "The rule for the linear layer that runs now."
-    first = engine.rules.get("first") if engine.linear_ops == 0 else None
-    return first or engine.rules[kind]
 
-# %% ../nbs/08_lrp.ipynb #6751187c
+def _chosen_by(key: Any, place: _Place, total: int) -> bool:
+    "Whether an index (from the front or the back) or a pattern of names means this layer."
+    if isinstance(key, int):
+        return place.number == (key if key >= 0 else total + key)
+    return key not in _KINDS and fnmatch.fnmatchcase(place.path, key)
+
+
+_KINDS = ("first", "conv", "dense", "other")
+
+
 def _formula(rule: Any) -> Formula:
     "What a rule does: that of the table, or the user's own function."
     return RULES[rule.name] if isinstance(rule, Rule) else Formula(rule)
 
-# %% ../nbs/08_lrp.ipynb #ee4426a4
+# %% ../nbs/08_lrp.ipynb #bac90af8
 def _emit_layer(engine: _Engine, layer: LinearMap, value: Tensor) -> Tensor:
     "Put a layer on the relevance graph, open for a BatchNorm that follows."
     note = _open_note(engine, layer.op, value)
-    formula = _formula(layer.rule)
     samples = _tag(layer.input).samples
     kept = value.detach()
     layer.record = _recorder(note, samples, engine.batch)
 
     def back(relevance):
         r = wide(relevance)
+        layer.rule = _rule_of(engine, layer.place)
+        formula = _formula(layer.rule)
         messages = [formula.message(layer, r, wide(kept))]
         _restore(r, samples, messages, [samples], note, formula.conserving)
         return [messages[0].to(layer.input.dtype)]
@@ -794,7 +956,7 @@ def _emit_layer(engine: _Engine, layer: LinearMap, value: Tensor) -> Tensor:
     _tag(out).layer = layer
     return out
 
-# %% ../nbs/08_lrp.ipynb #cdd4a669
+# %% ../nbs/08_lrp.ipynb #50650073
 def _recorder(note: dict, samples: _Samples, batch: int) -> Callable:
     "Writes down conditioning and shares of the bias, on a strided sample of the outputs."
 
@@ -804,7 +966,12 @@ def _recorder(note: dict, samples: _Samples, batch: int) -> Callable:
         rows = _by_sample(_slice(value) / (d * layer.channels(layer.scale, value)), samples, batch)
         if rows is None:
             return
-        note["kappa"] = rows.abs().nan_to_num(0.0).median(1).values
+        rows = rows.abs().nan_to_num(0.0)
+        if layer.cache is not None and float(rows.max()) > 1.01:
+            raise ValueError(
+                f"{note['path'] or 'a weight'} has changed behind the back of the WeightCache; pass a new one"
+            )
+        note["kappa"] = rows.median(1).values
         part = 0.0 if bias is None else (layer.channels(bias, value) / d).abs().nan_to_num(0.0)
         met, total = (_by_sample(t, samples, batch).sum(1) for t in (r * part, r))
         note["bias_share"] = torch.nan_to_num(met / total, nan=0.0)
@@ -889,7 +1056,7 @@ def _conv_layer(engine, op, value, input, weight, bias, geometry: _Geometry) -> 
         engine, "conv", value, LinearMap(op, None, input, weight, bias, apply, transpose, view, groups)
     )
 
-# %% ../nbs/08_lrp.ipynb #4422d836
+# %% ../nbs/08_lrp.ipynb #7db25311
 def _batch_norm(
     engine,
     func,
@@ -911,12 +1078,14 @@ def _batch_norm(
     scale = (wide(running_var) + eps).rsqrt() * (1.0 if weight is None else wide(weight))
     shift = (0.0 if bias is None else wide(bias)) - wide(running_mean) * scale
     layer = _tag(input).layer
+    if engine.batch > 1 and _tag(input).samples.axis == 1:
+        raise _Lost
     if layer is not None and layer.view.index(-1) == 1:  # the channels of both are the same axis
         return _emit_layer(engine, _with_norm(layer, scale, shift), value)
     view = (1, -1, *[1] * (value.ndim - 2))
     return _diagonal(engine, "batch_norm", value, input, scale.view(view), shift.view(view))
 
-# %% ../nbs/08_lrp.ipynb #02cdd591
+# %% ../nbs/08_lrp.ipynb #732c71c6
 def _with_norm(layer: LinearMap, scale: Tensor, shift: Tensor) -> LinearMap:
     "One linear layer made of a layer and its BatchNorm."
     bias = shift if layer.bias is None else shift + scale * layer.bias
@@ -932,7 +1101,7 @@ def _diagonal(engine: _Engine, op: str, value: Tensor, x: Tensor, scale: Tensor,
     )
     return back.emit(value)
 
-# %% ../nbs/08_lrp.ipynb #5b3093da
+# %% ../nbs/08_lrp.ipynb #e8fc1deb
 def _pass(value: Tensor, x: Tensor, samples: _Samples, keep: Tensor | None = None) -> Tensor:
     "Relevance goes through unchanged, where `keep` holds, to an input of the same or a smaller shape."
     shape = x.shape
@@ -943,34 +1112,52 @@ def _pass(value: Tensor, x: Tensor, samples: _Samples, keep: Tensor | None = Non
 
     return _emit(value, back, [x], samples)
 
-# %% ../nbs/08_lrp.ipynb #cc2bdeaa
+# %% ../nbs/08_lrp.ipynb #4f66641c
 def _elementwise(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     "An activation: relevance passes, less the share of the constant phi(0)."
     name = _op_name(func).rstrip("_")
-    if _any_tracked(args, kwargs):
-        raise _unsupported(engine, name, "two of its arguments depend on the input")
+    if _any_tracked(args, kwargs) or _tag(input) is None:
+        raise _unsupported(engine, name, "only its first argument may depend on the input")
+    if any(t.numel() > 1 for t in _tensors((args, kwargs))) and name != "prelu":
+        raise _unsupported(
+            engine, f"{name} with a bound or exponent for each entry", "use where, maximum or minimum"
+        )
+    at = lambda v: float(func(input.detach().new_full((1,) * max(input.ndim, 1), v), *args, **kwargs))
     with torch.no_grad():
         value = func(input.detach(), *args, **kwargs)
-        zero = 0.0
-        if name not in _ZERO_AT_ZERO:
-            zero = float(func(input.detach().new_zeros((1,) * input.ndim), *args, **kwargs))
+        zero = 0.0 if name in _ZERO_AT_ZERO else at(0.0)
+        chain = _chained(input, at if name != "prelu" else lambda v: v, name)
     if not math.isfinite(zero):
-        raise _unsupported(engine, name, "it is infinite at 0")
+        return _at_infinity(engine, name, value, _tag(input).samples)
     samples = _tag(input).samples
     out = _pass(value, input, samples) if zero == 0 else _with_constant(engine, name, value, input, zero)
-    return _mark(out, samples, name in _NONNEGATIVE)
+    return _mark(out, samples, name in _NONNEGATIVE, chain)
 
-# %% ../nbs/08_lrp.ipynb #a08238a6
+# %% ../nbs/08_lrp.ipynb #2e629d4a
+def _at_infinity(engine: _Engine, name: str, value: Tensor, samples: _Samples) -> Tensor:
+    "A negative power is a scale and held fixed; what else is infinite at 0 has no share for its constant."
+    if name != "pow":
+        raise _unsupported(engine, name, "it is infinite at 0")
+    return _hold(value, samples)
+
+
+def _chained(t: Tensor, at: Callable[[float], float], op: str = "") -> _Chain:
+    "An elementwise function of t is one of what t is a function of; `at` gives its value at a number."
+    old = _tag(t).chain or _Chain(t, 0.0)
+    gate = op in ("sigmoid", "hardsigmoid") or (old.gate and not op)
+    return _Chain(old.root, at(old.zero), gate)
+
+# %% ../nbs/08_lrp.ipynb #21861396
 _ZERO_AT_ZERO = set(
     """
-    relu relu6 leaky_relu prelu elu celu selu gelu silu mish hardswish tanh softsign tanhshrink
+    relu relu6 leaky_relu prelu elu celu selu gelu silu mish hardswish tanh softsign rrelu tanhshrink
     softshrink hardshrink erf sin asinh atan sinh expm1 log1p abs sqrt square
     """.split()
 )
 _CONSTANT_AT_ZERO = set(
     """
-    sigmoid hardsigmoid softplus exp logsigmoid hardtanh clamp clamp_min clamp_max clip
-    threshold pow cos
+    sigmoid hardsigmoid softplus exp log_sigmoid hardtanh clamp clamp_min clamp_max clip
+    _threshold pow rpow cos
     """.split()
 )
 _NONNEGATIVE = set("relu relu6 sigmoid hardsigmoid softplus exp abs sqrt square".split())
@@ -982,33 +1169,56 @@ def _with_constant(engine: _Engine, op: str, value: Tensor, x: Tensor, zero: flo
     d = _denominator(engine, value, lambda: rest.abs() + abs(zero))
     return _Shares(engine, op, [x], _tag(x).samples, lambda q: [q], [rest], d, mass="lost").emit(value)
 
-# %% ../nbs/08_lrp.ipynb #dbc509d3
+# %% ../nbs/08_lrp.ipynb #4886db20
 def _aligned(engine: _Engine, value: Tensor, inputs: Sequence[Any]) -> _Samples:
     "Samples of the output of a broadcasting operation; raises _Lost if its inputs disagree."
     if engine.batch == 1:
         return _Samples()
     found = []
     for t in inputs:
-        if (tag := _tag(t)) is not None:
-            axis = tag.samples.axis + value.ndim - t.ndim
-            if t.shape[tag.samples.axis] != value.shape[axis]:
+        if (samples := _place_of(t)) is not None:
+            axis = samples.axis + value.ndim - t.ndim
+            if t.shape[samples.axis] != value.shape[axis]:
                 raise _Lost
-            found.append(_Samples(axis, tag.samples.ids))
+            found.append(_Samples(axis, samples.ids))
     first = found[0].numbers(value.shape[found[0].axis])
     for other in found[1:]:
         if other.axis != found[0].axis or not torch.equal(other.numbers(len(first)), first):
             raise _Lost
     return found[0]
 
-
+# %% ../nbs/08_lrp.ipynb #06af0973
 def _add(engine: _Engine, func: Callable, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     "Addition of two tensors, or of a constant: input + alpha other."
     with torch.no_grad():
         number = isinstance(other, (int, float))
         value = torch.add(torch.as_tensor(input), other if number else torch.as_tensor(other), alpha=alpha)
-    return _sum(engine, value, _aligned(engine, value, (input, other)), [(input, 1), (other, alpha)])
+    out = _sum(engine, value, _aligned(engine, value, (input, other)), [(input, 1), (other, alpha)])
+    _tag(out).chain = _common(input, other, lambda a, b: a + alpha * b)
+    return out
 
-# %% ../nbs/08_lrp.ipynb #d6f9643f
+
+def _common(u: Any, v: Any, at: Callable[[float, float], float]) -> _Chain | None:
+    "The result of u and v as an elementwise function of one tensor, if it is one."
+    numbers = [t for t in (u, v) if _as_number(t) is not None]
+    tracked = [_tag(t).chain or _Chain(t, 0.0) for t in (u, v) if _tag(t) is not None]
+    if len(numbers) + len(tracked) < 2 or any(c.root is not tracked[0].root for c in tracked):
+        return None
+    zeros = [
+        _as_number(t) if _as_number(t) is not None else (_tag(t).chain or _Chain(t, 0.0)).zero for t in (u, v)
+    ]
+    return _Chain(tracked[0].root, at(*zeros), len(tracked) == 1 and tracked[0].gate)
+
+# %% ../nbs/08_lrp.ipynb #f953ce74
+def _as_number(t: Any) -> float | None:
+    "A constant number, also in a tensor with one entry."
+    if isinstance(t, (int, float)):
+        return float(t)
+    if isinstance(t, Tensor) and _tag(t) is None and t.ndim == 0:
+        return float(t)
+    return None
+
+# %% ../nbs/08_lrp.ipynb #ae4792e4
 def _sum(engine: _Engine, value: Tensor, samples: _Samples, terms: Sequence[tuple[Any, float]]) -> Tensor:
     "Share out relevance between the terms of a sum by the chosen skip rule; constants absorb their part."
     parts = [_term(t, factor, value) for t, factor in terms]
@@ -1020,22 +1230,22 @@ def _sum(engine: _Engine, value: Tensor, samples: _Samples, terms: Sequence[tupl
     mass = lambda: torch.add(*[p if is_modulus else p.abs() for p, is_modulus in zip(parts, moduli)])
     denominator, shares = _skip_rule(engine, value.detach(), mass, shares)
     transpose = lambda q: [(q * share).sum_to_size(shape) for share, shape in zip(shares, shapes)]
-    exact = engine.skip != "z" and len(on) == 2 and shapes[0] == shapes[1]
+    exact = engine.settings.skip != "z" and len(on) == 2 and shapes[0] == shapes[1]
     back = _Shares(
         engine, "add", inputs, samples, transpose, [None] * len(on), denominator, "exact" if exact else "lost"
     )
     return back.emit(value)
 
-# %% ../nbs/08_lrp.ipynb #bd546199
+# %% ../nbs/08_lrp.ipynb #ce9ab5b0
 def _skip_rule(engine: _Engine, value: Tensor, mass: Callable, shares: list) -> tuple[Callable | None, list]:
     "Denominator and shares of an addition."
-    if engine.skip == "symmetric":
+    if engine.settings.skip == "symmetric":
         return None, [1.0 / len(shares)] * len(shares)
-    if engine.skip == "ratio":
+    if engine.settings.skip == "ratio":
         return lambda: signed_mass(mass(), value.new_ones(())), [share.abs() for share in shares]
-    if engine.skip == "relative":
+    if engine.settings.skip == "relative":
         return lambda: signed_mass(mass(), wide(value)), shares
-    return lambda: stabilised(wide(value), engine.rules["other"]), shares
+    return lambda: stabilised(wide(value), engine.settings.rules["other"]), shares
 
 
 def _term(t: Any, factor: float, like: Tensor) -> Tensor:
@@ -1044,7 +1254,7 @@ def _term(t: Any, factor: float, like: Tensor) -> Tensor:
         return torch.tensor(float(t) * factor, device=like.device, dtype=wide(like[:0]).dtype)
     return wide(t) if factor == 1 else wide(t) * factor
 
-# %% ../nbs/08_lrp.ipynb #42d28351
+# %% ../nbs/08_lrp.ipynb #9bb9a4b9
 def _sub(engine: _Engine, func: Callable, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     "Subtraction is addition of the negative."
     return _add(engine, func, input, other, alpha=-alpha)
@@ -1061,33 +1271,93 @@ def _mul(engine: _Engine, func: Callable, input: Any, other: Any) -> Tensor:
         value = torch.mul(input, other)
     samples = _aligned(engine, value, (input, other))
     inputs = [t for t in (input, other) if _tag(t) is not None]
+    chain = _common(input, other, lambda a, b: a * b)
     if len(inputs) == 2:
-        shapes = [t.shape for t in inputs]
-        return _emit(value, lambda r: [(r / 2).sum_to_size(shape) for shape in shapes], inputs, samples)
+        return _two_factors(engine, value, inputs, samples, chain)
     constant = other if inputs[0] is input else input
-    return _pass(value, inputs[0], samples, (constant != 0) if isinstance(constant, Tensor) else None)
+    out = _pass(value, inputs[0], samples, (constant != 0) if isinstance(constant, Tensor) else None)
+    _tag(out).chain = chain
+    return out
 
-# %% ../nbs/08_lrp.ipynb #8f587d27
+# %% ../nbs/08_lrp.ipynb #37b04358
+def _two_factors(
+    engine: _Engine, value: Tensor, inputs: list, samples: _Samples, chain: _Chain | None
+) -> Tensor:
+    "A spelled-out activation passes relevance to its argument; a gate may give way to the signal; else half."
+    if chain is not None and chain.root.shape == value.shape and math.isfinite(chain.zero):
+        if chain.zero == 0:
+            out = _pass(value, chain.root, samples)
+        else:
+            out = _with_constant(engine, "mul", value, chain.root, chain.zero)
+        return _mark(out, samples, chain=chain)
+    gates = [_tag(t).chain is not None and _tag(t).chain.gate for t in inputs]
+    if engine.settings.gates == "signal" and sum(gates) == 1:
+        return _pass(value, inputs[gates.index(False)], samples)
+    shapes = [t.shape for t in inputs]
+    return _emit(value, lambda r: [(r / 2).sum_to_size(shape) for shape in shapes], inputs, samples)
+
+# %% ../nbs/08_lrp.ipynb #bafe58c2
 def _div(
     engine: _Engine, func: Callable, input: Any, other: Any, *, rounding_mode: str | None = None
 ) -> Tensor:
-    "Division by a constant passes relevance."
-    if _tag(other) is not None:
-        raise _unsupported(engine, "division by a tensor that depends on the input")
+    "Division passes relevance to the numerator; a denominator that depends on the input is held fixed."
     if rounding_mode is not None:
         raise _unsupported(
             engine, f"division with rounding_mode={rounding_mode!r}", "a rounded value has no shares"
         )
     with torch.no_grad():
         value = torch.div(input, other)
-    return _pass(value, input, _aligned(engine, value, (input,)))
+    samples = _aligned(engine, value, (input, other))
+    if _tag(input) is None:
+        return _hold(value, samples)
+    out = _pass(value, input, samples)
+    number = _as_number(other)
+    _tag(out).chain = _chained(input, lambda v: v / number) if number else None
+    return out
 
-# %% ../nbs/08_lrp.ipynb #f06772fa
+# %% ../nbs/08_lrp.ipynb #211c8218
+def _inverse(engine: _Engine, func: Callable, input: Tensor, other: float = 1.0) -> Tensor:
+    "1 / x and its root: held fixed, so that it may only scale a signal."
+    if _any_tracked(other):
+        raise _unsupported(engine, _op_name(func), "only its first argument may depend on the input")
+    with torch.no_grad():
+        value = func(input) if _op_name(func) in ("rsqrt", "reciprocal") else other / input
+    return _hold(value, _tag(input).samples)
+
+
+def _statistic(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    "A norm or a deviation along axes: held fixed, so that it may only scale a signal."
+    with torch.no_grad():
+        value = func(input, *args, **kwargs)
+    first = 1 if "norm" in _op_name(func) else 0  # the axes stand behind the order of the norm
+    dim = kwargs.get("dim", args[first] if len(args) > first and not isinstance(args[first], bool) else None)
+    samples = _reduced(input, value, dim) if engine.batch > 1 else _Samples()
+    if engine.batch > 1 and (dim is None or samples.axis in _axes(dim, input.ndim)):
+        raise _Lost
+    return _hold(value, samples)
+
+
+def _axes(dim: Any, ndim: int) -> set[int]:
+    "Axes by number, counted from the front."
+    return {d % ndim for d in (dim if isinstance(dim, (tuple, list)) else (dim,))}
+
+# %% ../nbs/08_lrp.ipynb #5317d0aa
+def _normalize(engine, func, input, p=2.0, dim=1, eps=1e-12, out=None) -> Tensor:
+    "Division by a norm that is held fixed."
+    with torch.no_grad():
+        value = func(input, p, dim, eps)
+    if engine.batch > 1 and dim % input.ndim == _tag(input).samples.axis:
+        raise _Lost
+    return _pass(value, input, _tag(input).samples)
+
+# %% ../nbs/08_lrp.ipynb #16900e1f
 def _fixed_map(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     "Average pooling, mean, sum, interpolation: linear with coefficients that are not negative."
     name = _op_name(func)
     x = input
     tag = _tag(input)
+    if tag is None or _any_tracked(args, kwargs):
+        raise _unsupported(engine, name, "only its first argument may depend on the input")
     if "bicubic" in (*args, *kwargs.values()):
         raise _unsupported(engine, "bicubic interpolation", "use bilinear")
     leaf = wide(x).clone().requires_grad_()
@@ -1097,12 +1367,28 @@ def _fixed_map(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwa
         value = func(x, *args, **kwargs) if leaf.dtype != x.dtype else out.detach()
     kept = value.detach()
     mass = lambda: wide(kept).clone() if tag.nonnegative else func(wide(x).abs(), *args, **kwargs)
+    if engine.batch > 1:
+        _check_axes(name, x, args, kwargs)
     samples = _reduced(x, value, *args, **kwargs) if engine.batch > 1 else _Samples()
     transpose = lambda q: torch.autograd.grad(out, leaf, q)
     back = _Shares(engine, name, [x], samples, transpose, [wide(x)], _denominator(engine, value, mass))
     return _mark(back.emit(value), samples, tag.nonnegative)
 
-# %% ../nbs/08_lrp.ipynb #74a9346c
+# %% ../nbs/08_lrp.ipynb #b8533422
+def _check_axes(name: str, x: Tensor, args: tuple, kwargs: dict) -> None:
+    "Raise _Lost where an operation that keeps all sizes would still mix samples."
+    axis = _tag(x).samples.axis
+    dim = kwargs.get("dim", args[0] if args else None)
+    spatial = int(name[-2]) if re.search(r"pool\dd$", name) else 2 if name.startswith("pixel_") else 0
+    spatial = x.ndim - 1 if name in ("interpolate", "fold", "grid_sample", "channel_shuffle") else spatial
+    if axis >= x.ndim - spatial - name.startswith("pixel_"):
+        raise _Lost
+    if name in ("tril", "triu") and axis >= x.ndim - 2:
+        raise _Lost
+    if name in ("cumsum", "sort", "topk", "kthvalue") and isinstance(dim, int) and dim % x.ndim == axis:
+        raise _Lost
+
+# %% ../nbs/08_lrp.ipynb #88adad41
 def _reduced(x: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> _Samples:
     "Where the samples are after a mean, a sum or a pool; raises _Lost."
     samples = _tag(x).samples
@@ -1113,7 +1399,7 @@ def _reduced(x: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> _Samples:
     dims = kwargs.get("dim", kwargs.get("axis", args[0] if args else None))
     if dims is None:
         raise _Lost
-    dims = {d % x.ndim for d in (dims if isinstance(dims, (tuple, list)) else (dims,))}
+    dims = _axes(dims, x.ndim)
     if samples.axis in dims:
         raise _Lost
     return _Samples(samples.axis - sum(d < samples.axis for d in dims), samples.ids)
@@ -1138,26 +1424,36 @@ def _moved(follow: Callable[..., Any]) -> Callable:
 
     return handler
 
-# %% ../nbs/08_lrp.ipynb #044e05f3
+# %% ../nbs/08_lrp.ipynb #4a27d2a4
 def _same(x: Tensor, out: Any, func: Callable, args: tuple, kwargs: dict) -> _Samples:
     "The sample axis is where it was."
     samples = _tag(x).samples
+    _check_axes(_op_name(func).removesuffix("_with_indices"), x, args, kwargs)
     for o in [out] if isinstance(out, Tensor) else out:
         if o.ndim <= samples.axis or o.shape[samples.axis] != x.shape[samples.axis]:
             raise _Lost
     return samples
 
 
+def _sorted(x: Tensor, out: Any, func: Callable, args: tuple, kwargs: dict) -> _Samples:
+    "Sorted along another axis than that of the samples."
+    position = 0 if _op_name(func) == "sort" else 1
+    dim = kwargs.get("dim", args[position] if len(args) > position else -1)
+    if dim % x.ndim == _tag(x).samples.axis:
+        raise _Lost
+    return _tag(x).samples
+
+
 def _view(x: Tensor, out: Any, func: Callable, args: tuple, kwargs: dict) -> Any:
     "Run the view once more on sample numbers."
     return _follow_view(_tag(x).samples, x.shape, lambda t: func(t, *args, **kwargs))
 
-
+# %% ../nbs/08_lrp.ipynb #83fa1284
 def _shape(x: Tensor, out: Tensor, func: Callable, args: tuple, kwargs: dict) -> _Samples:
     "Follow a reshape."
     return _follow_reshape(_tag(x).samples, x.shape, out.shape)
 
-# %% ../nbs/08_lrp.ipynb #0e52801d
+
 def _rolled(x: Tensor, out: Tensor, func: Callable, args: tuple, kwargs: dict) -> _Samples:
     "Roll and flip along other axes than that of the samples."
     position = 1 if _op_name(func) == "roll" else 0
@@ -1170,7 +1466,7 @@ def _rolled(x: Tensor, out: Tensor, func: Callable, args: tuple, kwargs: dict) -
         raise _Lost
     return samples
 
-# %% ../nbs/08_lrp.ipynb #0c46eb62
+# %% ../nbs/08_lrp.ipynb #e85e58e0
 def _identity(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     "Dropout and the like in eval mode."
     if kwargs.get("training", args[1] if len(args) > 1 else False):
@@ -1189,23 +1485,83 @@ def _joined(engine: _Engine, func: Callable, tensors: Sequence[Tensor], dim: int
     if engine.batch > 1:
         if not stacked and dim == samples.axis:
             raise _Lost
-        like = out.select(dim, 0) if stacked else out.narrow(dim, 0, tracked[0].shape[dim])
-        _aligned(engine, like, tracked if stacked else tracked[:1])
+        if any(not _tag(t).samples.same_as(samples) for t in tracked):
+            raise _Lost
         if stacked and dim <= samples.axis:
             samples = _Samples(samples.axis + 1, samples.ids)
     return _mark(out, samples, all(_tag(t) is not None and _tag(t).nonnegative for t in tensors))
 
-# %% ../nbs/08_lrp.ipynb #8dc4be87
-def _maximum(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    "The largest value along axes: the winner takes all, as in max pooling."
-    if _any_tracked(args, kwargs):
-        raise _unsupported(engine, "max of two tensors")
+# %% ../nbs/08_lrp.ipynb #b15253f7
+def _extreme(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    "The largest or smallest value along axes: the winner takes all, as in max pooling."
+    if _tensors((args, kwargs)):
+        return _winner(engine, func, input, *args, **kwargs)
     with torch.enable_grad():
         out = func(input, *args, **kwargs)
     values = out if isinstance(out, Tensor) else out[0]
     samples = _reduced(input, values, *args, **kwargs) if engine.batch > 1 else _Samples()
     _mark(values, samples, _tag(input).nonnegative)
     return out
+
+
+def _typed(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    "A change of type, or the question which it is."
+    if not args and not kwargs:
+        return func(_detached(input))
+    return _moved(_same)(engine, func, input, *args, **kwargs)
+
+
+def _winner(engine: _Engine, func: Callable, input: Tensor, other: Tensor) -> Tensor:
+    "The larger or smaller of two tensors: the winner takes all."
+    a = _detached(input)
+    b = _detached(other)
+    return _where(engine, func, a <= b if "min" in _op_name(func) else a >= b, input, other)
+
+# %% ../nbs/08_lrp.ipynb #425e14b3
+def _where(engine: _Engine, func: Callable, condition: Tensor, input: Any, other: Any = 0.0) -> Tensor:
+    "A choice: relevance goes to what was chosen."
+    if isinstance(input, Tensor) and input.dtype == torch.bool:  # x.where(condition, other)
+        condition, input = input, condition
+    parts = [t if _tag(t) is not None else _detached(t) for t in (input, other)]
+    with torch.enable_grad():
+        out = torch.where(condition, *parts)
+    return _mark(out, _aligned(engine, out, (input, other)))
+
+# %% ../nbs/08_lrp.ipynb #89fbcae8
+def _setitem(engine: _Engine, func: Callable, input: Tensor, index: Any, value: Any) -> Tensor:
+    "An assignment: what is overwritten loses its relevance to what is written."
+    if _tag(input) is None:
+        hint = "it writes relevance-carrying values into a constant; use cat or stack"
+        raise _unsupported(engine, "setitem", hint)
+    samples = _tag(input).samples
+    if engine.batch > 1:
+        part = input.detach()[index]
+        region = _follow_view(samples, input.shape, lambda t: t[index])
+        if part.shape[region.axis] != input.shape[samples.axis]:
+            raise _Lost
+        if _tag(value) is not None and not _aligned(engine, part, [value]).same_as(region):
+            raise _Lost
+    with torch.enable_grad():
+        out = input.clone()
+        out[index] = value if _tag(value) is not None else _detached(value)
+    return _mark(out, samples)
+
+# %% ../nbs/08_lrp.ipynb #70cccf39
+def _scattered(
+    engine: _Engine, func: Callable, input: Tensor, dim: int, index: Tensor, *source, **options
+) -> Tensor:
+    "index_add and scatter_add: a sum whose terms meet at the given places."
+    key = "source" if "index_add" in _op_name(func) else "src"
+    source = source[0] if source else options.pop(key)
+    fn = lambda a, b: func(a, dim, index, b, **options)
+
+    def samples(value):
+        for t in (input, source):
+            if _tag(t) is not None and (_tag(t).samples.axis == dim % value.ndim or t.ndim != value.ndim):
+                raise _Lost
+        return _aligned(engine, value, (input, source))
+
+    return _product(engine, _op_name(func), fn, [input, source], samples, halves=False)
 
 # %% ../nbs/08_lrp.ipynb #61103ada
 def _normalised(engine, op, value, x, rows, gain, offset, eps) -> Tensor:
@@ -1227,12 +1583,14 @@ def _normalised(engine, op, value, x, rows, gain, offset, eps) -> Tensor:
     back = _Shares(engine, op, [x], _tag(x).samples, transpose, [wide(x)], _denominator(engine, value, mass))
     return back.emit(value)
 
-# %% ../nbs/08_lrp.ipynb #6911f719
+# %% ../nbs/08_lrp.ipynb #f32748a5
 def _layer_norm(engine, func, input, normalized_shape, weight=None, bias=None, eps=1e-5) -> Tensor:
     "LayerNorm."
     with torch.no_grad():
         value = func(input, normalized_shape, weight, bias, eps)
     k = len(normalized_shape)
+    if engine.batch > 1 and _tag(input).samples.axis >= input.ndim - k:
+        raise _Lost
     return _normalised(engine, "layer_norm", value, input, lambda t: t.flatten(-k), weight, bias, eps)
 
 
@@ -1240,11 +1598,13 @@ def _group_norm(engine, func, input, num_groups, weight=None, bias=None, eps=1e-
     "GroupNorm."
     with torch.no_grad():
         value = func(input, num_groups, weight, bias, eps)
+    if engine.batch > 1 and _tag(input).samples.axis != 0:
+        raise _Lost
     column = lambda v: None if v is None else v.view(-1, *[1] * (input.ndim - 2))
     rows = lambda t: t.reshape(len(input), num_groups, -1)
     return _normalised(engine, "group_norm", value, input, rows, column(weight), column(bias), eps)
 
-# %% ../nbs/08_lrp.ipynb #bdbd860b
+# %% ../nbs/08_lrp.ipynb #c08d4593
 def _instance_norm(
     engine,
     func,
@@ -1263,37 +1623,101 @@ def _instance_norm(
         return _batch_norm(engine, F.batch_norm, input, *norm)
     return _group_norm(engine, F.group_norm, input, input.shape[1], weight, bias, eps)
 
-
+# %% ../nbs/08_lrp.ipynb #3f72cb17
 def _rms_norm(engine, func, input, normalized_shape, weight=None, eps=None) -> Tensor:
     "RMSNorm: with fixed scale and no bias it is diagonal, so relevance passes."
     with torch.no_grad():
         value = func(input, normalized_shape, weight, eps)
+    if engine.batch > 1 and _tag(input).samples.axis >= input.ndim - len(normalized_shape):
+        raise _Lost
     return _pass(value, input, _tag(input).samples, None if weight is None else (weight != 0))
 
-# %% ../nbs/08_lrp.ipynb #738de606
-def _softmax(engine, func, input, dim=None, *args, **kwargs) -> Tensor:
+# %% ../nbs/08_lrp.ipynb #54ea9b7a
+def _softmax(engine, func, input, dim=None, _stacklevel=3, dtype=None) -> Tensor:
     "Softmax, division-free and shift-invariant; masked scores (-inf) get no relevance."
     with torch.no_grad():
-        value = torch.softmax(input, dim)
+        value = torch.softmax(input, dim, dtype=dtype)
     x = wide(input)
     s = wide(value)
-    samples = _tag(input).samples
+    samples = _free_of_samples(engine, input, dim)
+    if engine.settings.attention == "cp":
+        return value  # attention weights are constants
     x = torch.where(torch.isfinite(x), x, 0.0)
-    centred = torch.where(s > 0, x - (s * x).sum(dim, keepdim=True), 0.0)
+    mean = 0.0 if engine.settings.attention == "attnlrp" else (s * x).sum(dim, keepdim=True)
+    centred = torch.where(s > 0, x - mean, 0.0)
     transpose = lambda r: [r - s * r.sum(dim, keepdim=True)]
-    return _mark(
-        _Shares(engine, "softmax", [input], samples, transpose, [centred]).emit(value), samples, True
-    )
+    mass = "lost" if engine.settings.attention == "attnlrp" else "restored"
+    back = _Shares(engine, "softmax", [input], samples, transpose, [centred], mass=mass)
+    return _mark(back.emit(value), samples, True)
 
 
+def _free_of_samples(engine: _Engine, x: Tensor, dim: int) -> _Samples:
+    "The samples of a tensor; raises _Lost if the operation runs along their axis."
+    samples = _tag(x).samples
+    if engine.batch > 1 and dim is not None and dim % x.ndim == samples.axis:
+        raise _Lost
+    return samples
+
+# %% ../nbs/08_lrp.ipynb #f9cd7064
+def _softmin(engine, func, input, dim=None, _stacklevel=3, dtype=None) -> Tensor:
+    "Softmax of the negative."
+    with engine:
+        return torch.softmax(-input, dim, dtype=dtype)
+
+# %% ../nbs/08_lrp.ipynb #5c2f35b9
+def _log_softmax(engine, func, input, dim=None, _stacklevel=3, dtype=None) -> Tensor:
+    "With fixed softmax s the linear map I - s on centred scores, and a constant."
+    with torch.no_grad():
+        value = torch.log_softmax(input, dim, dtype=dtype)
+    x = wide(input)
+    samples = _free_of_samples(engine, input, dim)
+    s = torch.softmax(x, dim)
+    centred = x - (s * x).sum(dim, keepdim=True)
+    constant = wide(value) - centred
+
+    def mass():
+        m = centred.abs()
+        return m * (1 - s) + (s * m).sum(dim, keepdim=True) - s * m + constant.abs()
+
+    transpose = lambda q: [q - s * q.sum(dim, keepdim=True)]
+    denominator = _denominator(engine, value, mass)
+    return _Shares(engine, "log_softmax", [input], samples, transpose, [centred], denominator).emit(value)
+
+# %% ../nbs/08_lrp.ipynb #abb8efdc
+def _logsumexp(engine, func, input, dim, keepdim=False) -> Tensor:
+    "With fixed softmax s the mean of the scores, and the entropy as a constant."
+    with torch.no_grad():
+        value = torch.logsumexp(input, dim, keepdim)
+    samples = _reduced(input, value, dim) if engine.batch > 1 else _Samples()
+    x = wide(input)
+    s = torch.softmax(wide(input), dim)
+    entropy = wide(value) - (s * x).sum(dim, keepdim)
+    mass = lambda: (s * x.abs()).sum(dim, keepdim) + entropy.abs()
+    transpose = lambda q: [s * (q if keepdim else q.unsqueeze(dim))]
+    denominator = _denominator(engine, value, mass)
+    return _Shares(engine, "logsumexp", [input], samples, transpose, [x], denominator).emit(value)
+
+
+def _glu(engine, func, input, dim=-1) -> Tensor:
+    "The first half times the sigmoid of the second."
+    with engine:
+        signal, gate = input.chunk(2, dim)
+        return signal * torch.sigmoid(gate)
+
+# %% ../nbs/08_lrp.ipynb #3f673fc7
 def _matmul(engine: _Engine, func: Callable, input: Tensor, other: Tensor) -> Tensor:
     "Matrix product: a dense layer if the right factor is a constant matrix, else shares of |A||B|."
     if _tag(other) is None and other.ndim == 2 and input.ndim > 1:
         return _linear(engine, func, input, other.t())
     samples = lambda value: _matmul_samples(value, input, other)
-    return _product(engine, "matmul", torch.matmul, input, other, samples)
+    return _product(engine, "matmul", torch.matmul, [input, other], samples)
 
-# %% ../nbs/08_lrp.ipynb #651e159c
+
+def _mm(engine: _Engine, func: Callable, input: Tensor, mat2: Tensor) -> Tensor:
+    "mm and bmm, whose second argument has another name."
+    return _matmul(engine, func, input, mat2)
+
+
 def _matmul_samples(value: Tensor, a: Tensor, b: Tensor) -> _Samples:
     "The samples must be in a batch axis, or in the rows of A or the columns of B."
     found = []
@@ -1306,50 +1730,83 @@ def _matmul_samples(value: Tensor, a: Tensor, b: Tensor) -> _Samples:
         raise _Lost
     return found[0]
 
-# %% ../nbs/08_lrp.ipynb #2252d1d1
-def _product(engine: _Engine, op: str, fn: Callable, a: Tensor, b: Tensor, samples: Callable) -> Tensor:
-    "A bilinear operation by relative shares; the mass is halved where both factors depend on the input."
-    tracked = [_tag(t) is not None for t in (a, b)]
-    leaves = [wide(t).clone().requires_grad_(on) for t, on in zip((a, b), tracked)]
-    with torch.enable_grad():
+# %% ../nbs/08_lrp.ipynb #4ef7307b
+def _product(engine, op, fn, operands: Sequence[Tensor], samples: Callable, halves: bool = True) -> Tensor:
+    "A multilinear operation by relative shares; the mass is split evenly between the factors on the path."
+    tracked = [_tag(t) is not None for t in operands]
+    leaves = [wide(t).clone().requires_grad_(on) for t, on in zip(operands, tracked)]
+    with torch.enable_grad(), torch.autocast(operands[0].device.type, enabled=False):
         out = fn(*leaves)
-    value = out.detach().to(a.dtype)
-    inputs = [t for t, on in zip((a, b), tracked) if on]
+    value = out.detach().to(operands[0].dtype)
+    inputs = [t for t, on in zip(operands, tracked) if on]
     wanted = [leaf for leaf, on in zip(leaves, tracked) if on]
-    d = _denominator(engine, value, lambda: fn(_absolute(a), _absolute(b)))
-    transpose = lambda q: torch.autograd.grad(out, wanted, q / len(wanted))
+    parts = [leaf.detach() for leaf in wanted]
+    n = len(wanted) if halves else 1
     where = samples(value) if engine.batch > 1 else _Samples()
-    return _Shares(engine, op, inputs, where, transpose, [leaf.detach() for leaf in wanted], d).emit(value)
+    moduli = [_absolute(t) for t in operands]
+    d = _denominator(engine, value, lambda: fn(*moduli))
+    if engine.settings.attention == "attnlrp":
+        d = lambda: stabilised(wide(value), Rule("epsilon"))
+    transpose = lambda q: torch.autograd.grad(out, wanted, q / n)
+    return _Shares(engine, op, inputs, where, transpose, parts, d).emit(value)
 
-
+# %% ../nbs/08_lrp.ipynb #f47e89ff
 def _addmm(engine, func, input, mat1, mat2, *, beta=1, alpha=1) -> Tensor:
-    "beta input + alpha A B with a constant matrix B is a dense layer."
-    if _any_tracked(input, mat2):
-        raise _unsupported(engine, "addmm", "write it as matmul and addition")
-    weight = mat2.t() if alpha == 1 else alpha * mat2.t()
-    return _linear(engine, func, mat1, weight, input if beta == 1 else beta * input)
+    "beta input + alpha A B; with constant input and B a dense layer."
+    if _tag(input) is None and _tag(mat2) is None and mat2.ndim == 2 and input.ndim < 2:
+        weight = mat2.t() if alpha == 1 else alpha * mat2.t()
+        return _linear(engine, func, mat1, weight, input if beta == 1 else beta * input)
+    with engine:
+        product = mat1 @ mat2
+        return (input if beta == 1 else beta * input) + (product if alpha == 1 else alpha * product)
 
-# %% ../nbs/08_lrp.ipynb #b303fe8a
+
+def _addcmul(engine, func, input, tensor1, tensor2, *, value=1) -> Tensor:
+    "input + value tensor1 tensor2."
+    with engine:
+        return input + value * (tensor1 * tensor2)
+
+
+def _lerp(engine, func, input, end, weight) -> Tensor:
+    "input + weight (end - input), as a sum of two."
+    with engine:
+        return (1 - weight) * input + weight * end
+
+# %% ../nbs/08_lrp.ipynb #8ee37f03
 def _einsum(engine: _Engine, func: Callable, equation: str, *operands: Any) -> Tensor:
-    "einsum of two factors, with an explicit result."
+    "Einstein sums in all written forms: any number of factors, implicit result, dots."
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
-        operands = operands[0]
-    left, arrow, right = equation.replace(" ", "").partition("->")
-    if len(operands) != 2 or not arrow or "." in equation:
-        raise _unsupported(
-            engine, f"einsum({equation!r})", "use two factors and an explicit result without '...'"
-        )
+        operands = tuple(operands[0])
+    if not isinstance(equation, str):
+        raise _unsupported(engine, "einsum with lists of axes", "write the equation as text")
+    terms, result = _letters(equation, operands)
 
     def samples(value):
-        term, t = next((term, t) for term, t in zip(left.split(","), operands) if _tag(t) is not None)
-        letter = term[_tag(t).samples.axis]
-        if letter not in right:
+        places = [(term, _tag(t).samples) for term, t in zip(terms, operands) if _tag(t) is not None]
+        letter = places[0][0][places[0][1].axis]
+        if (
+            any(term[s.axis] != letter or term.count(letter) > 1 for term, s in places)
+            or letter not in result
+        ):
             raise _Lost
-        return _Samples(right.index(letter), _tag(t).samples.ids)
+        if any(not s._replace(axis=0).same_as(places[0][1]._replace(axis=0)) for _, s in places):
+            raise _Lost
+        return _Samples(result.index(letter), places[0][1].ids)
 
-    return _product(engine, "einsum", lambda a, b: torch.einsum(equation, a, b), *operands, samples)
+    return _product(engine, "einsum", lambda *ts: torch.einsum(equation, *ts), operands, samples)
 
-# %% ../nbs/08_lrp.ipynb #da1665e0
+# %% ../nbs/08_lrp.ipynb #1ecf19ed
+def _letters(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
+    "One letter for each axis: digits stand for dots, and an implicit result is spelled out."
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    dots = [t.ndim - len(term.replace("...", "")) for term, t in zip(terms, operands)]
+    widest = "0123456789"[: max(dots)] if "..." in left else ""
+    terms = [term.replace("...", widest[len(widest) - n :]) for term, n in zip(terms, dots)]
+    once = "".join(sorted(c for c in set("".join(terms)) if c.isalpha() and "".join(terms).count(c) == 1))
+    return terms, right.replace("...", widest) if arrow else widest + once
+
+# %% ../nbs/08_lrp.ipynb #4e25a7f1
 def _attention(
     engine,
     func,
@@ -1363,14 +1820,17 @@ def _attention(
     enable_gqa=False,
 ) -> Tensor:
     "Scaled dot-product attention, written with operations of the table."
-    if enable_gqa or dropout_p:
-        hint = "use dropout_p=0 and as many keys as queries"
-        raise _unsupported(engine, "scaled_dot_product_attention with dropout or grouped queries", hint)
+    if dropout_p:
+        raise _unsupported(engine, "scaled_dot_product_attention with dropout", "use dropout_p=0")
     n = query.shape[-2]
     m = key.shape[-2]
     if is_causal:
         attn_mask = torch.ones(n, m, dtype=torch.bool, device=query.device).tril()
     with engine:
+        if enable_gqa and key.shape[-3] != query.shape[-3]:
+            groups = query.shape[-3] // key.shape[-3]
+            key = key.repeat_interleave(groups, -3)
+            value = value.repeat_interleave(groups, -3)
         scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             scores = scores.masked_fill(~attn_mask, -math.inf)
@@ -1378,7 +1838,7 @@ def _attention(
             scores = scores + attn_mask
         return torch.softmax(scores, -1) @ value
 
-# %% ../nbs/08_lrp.ipynb #81ccf9e3
+# %% ../nbs/08_lrp.ipynb #7e51b0df
 def _multi_head(
     engine: _Engine, func: Callable, query: Tensor, key: Tensor, value: Tensor, *args, **kwargs
 ) -> tuple:
@@ -1399,7 +1859,7 @@ def _multi_head(
         out = out.transpose(1, 2).flatten(2).transpose(0, 1)
         return F.linear(out, p["out_proj_weight"], p["out_proj_bias"]), None
 
-# %% ../nbs/08_lrp.ipynb #446e6939
+# %% ../nbs/08_lrp.ipynb #27ef8454
 def _projections(p: Mapping[str, Any]) -> tuple[Sequence, Sequence]:
     "Weights and biases of query, key and value."
     weights = (p["q_proj_weight"], p["k_proj_weight"], p["v_proj_weight"])
@@ -1422,7 +1882,83 @@ def _head_mask(p: Mapping[str, Any], heads: int) -> Tensor | None:
         return mask
     return as_float(pad)[:, None, None] + (0.0 if mask is None else mask)
 
-# %% ../nbs/08_lrp.ipynb #42ceaaa2
+# %% ../nbs/08_lrp.ipynb #d8a6264d
+def _recurrent(engine: _Engine, func: Callable, input: Tensor, hx: Any, params: Any, *settings: Any) -> tuple:
+    "LSTM, GRU and plain recurrent layers, unrolled: all layers and directions."
+    if len(settings) != 6 or isinstance(settings[0], (tuple, list)) or not isinstance(params, (tuple, list)):
+        raise _unsupported(engine, f"{_op_name(func)} of a packed sequence", "pass padded tensors")
+    has_biases, layers, dropout, train, two_ways, batch_first = settings
+    kind = _op_name(func)
+    per = 4 if has_biases else 2
+    h0, c0 = hx if kind == "lstm" else (hx, None)
+    finals = []
+    with engine:
+        x = input.transpose(0, 1) if batch_first else input
+        for layer in range(layers):
+            sides = []
+            for side in range(1 + two_ways):
+                k = layer * (1 + two_ways) + side
+                weights = params[k * per : (k + 1) * per]
+                state = (h0[k], None if c0 is None else c0[k])
+                steps = x.unbind(0)[:: 1 - 2 * side]
+                outputs, state = _unroll(kind, steps, state, weights)
+                sides.append(torch.stack(outputs[:: 1 - 2 * side]))
+                finals.append(state)
+            x = torch.cat(sides, -1) if two_ways else sides[0]
+        last = [torch.stack([s[i] for s in finals]) for i in range(1 + (c0 is not None))]
+        return (x.transpose(0, 1) if batch_first else x, *last)
+
+# %% ../nbs/08_lrp.ipynb #86705c63
+def _unroll(
+    kind: str, steps: Sequence[Tensor], state: tuple, weights: Sequence[Tensor]
+) -> tuple[list, tuple]:
+    "One layer in one direction: its outputs, and its last state."
+    outputs = []
+    for x in steps:
+        state = _CELLS[kind](x, *state, *weights)
+        outputs.append(state[0])
+    return outputs, state
+
+# %% ../nbs/08_lrp.ipynb #e2e9135b
+def _lstm_cell(x, h, c, w_x, w_h, b_x=None, b_h=None) -> tuple:
+    "One step of an LSTM."
+    i, f, g, o = (F.linear(x, w_x, b_x) + F.linear(h, w_h, b_h)).chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _gru_cell(x, h, c, w_x, w_h, b_x=None, b_h=None) -> tuple:
+    "One step of a GRU."
+    (r, z, n), (r_h, z_h, n_h) = (
+        F.linear(v, w, b).chunk(3, -1) for v, w, b in ((x, w_x, b_x), (h, w_h, b_h))
+    )
+    z = z + z_h
+    n = torch.tanh(n + torch.sigmoid(r + r_h) * n_h)
+    return torch.sigmoid(-z) * n + torch.sigmoid(z) * h, None
+
+
+def _tanh_cell(x, h, c, w_x, w_h, b_x=None, b_h=None) -> tuple:
+    "One step of a plain recurrent layer."
+    return torch.tanh(F.linear(x, w_x, b_x) + F.linear(h, w_h, b_h)), None
+
+# %% ../nbs/08_lrp.ipynb #14795a20
+def _relu_cell(x, h, c, w_x, w_h, b_x=None, b_h=None) -> tuple:
+    "The same with ReLU."
+    return torch.relu(F.linear(x, w_x, b_x) + F.linear(h, w_h, b_h)), None
+
+
+_CELLS = {"lstm": _lstm_cell, "gru": _gru_cell, "rnn_tanh": _tanh_cell, "rnn_relu": _relu_cell}
+
+
+def _cell(engine: _Engine, func: Callable, input: Tensor, hx: Any, *weights: Tensor) -> Any:
+    "LSTMCell, GRUCell, RNNCell."
+    kind = _op_name(func).removesuffix("_cell")
+    state = hx if kind == "lstm" else (hx, None)
+    with engine:
+        out = _CELLS[kind](input, *state, *weights)
+    return out if kind == "lstm" else out[0]
+
+# %% ../nbs/08_lrp.ipynb #2fafdeae
 def _unknown(engine: _Engine, func: Callable, *args: Any, **kwargs: Any) -> Any:
     "Questions about a tensor are answered; an operation without a rule that carries relevance is an error."
     name = _op_name(func)
@@ -1432,8 +1968,7 @@ def _unknown(engine: _Engine, func: Callable, *args: Any, **kwargs: Any) -> Any:
         out = func(*args, **kwargs)
     carries = any(t.is_floating_point() or t.is_complex() for t in _tensors(out))
     if carries and name not in _CONSTANTS:
-        recurrent = "take signal-carrying steps apart, or explain the part of the model after it"
-        raise _unsupported(engine, name, recurrent if name in ("lstm", "gru", "rnn_tanh", "rnn_relu") else "")
+        raise _unsupported(engine, name)
     return out
 
 
@@ -1444,21 +1979,52 @@ _CONSTANTS = set(
     """.split()
 )
 
-# %% ../nbs/08_lrp.ipynb #26b703c4
+# %% ../nbs/08_lrp.ipynb #b8cf3608
+def _own_operation(engine: _Engine, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    "An operation with the user's rule, (input, output, relevance) to the relevance of the input."
+    on = [t for t in _tensors((args, kwargs)) if _tag(t) is not None]
+    if len(on) != 1:
+        raise _unsupported(
+            engine, _op_name(func), "a rule of your own may have one argument that depends on the input"
+        )
+    with torch.no_grad():
+        value = func(*args, **kwargs)
+    return _by_own_rule(engine.settings.own[_op_name(func)], on[0], value)
+
+# %% ../nbs/08_lrp.ipynb #5dd8c944
+def _by_own_rule(rule: Callable, x: Tensor, value: Tensor) -> Tensor:
+    "Put the output of something unknown on the relevance graph."
+    inside = wide(x)
+    outside = wide(value)
+
+    def back(relevance):
+        message = rule(inside, outside, wide(relevance))
+        if not isinstance(message, Tensor) or message.shape != inside.shape:
+            shape = tuple(getattr(message, "shape", ()))
+            raise ValueError(
+                f"your rule returned shape {shape}, expected that of its input, {tuple(inside.shape)}"
+            )
+        return [message.to(x.dtype)]
+
+    return _emit(value, back, [x], _tag(x).samples)
+
+# %% ../nbs/08_lrp.ipynb #dae62cb6
 _VIEWS = """
     permute transpose swapaxes swapdims movedim moveaxis t T mT expand expand_as broadcast_to
-    getitem select narrow chunk split tensor_split unbind unsqueeze squeeze diagonal
+    getitem select narrow chunk split tensor_split unbind unsqueeze squeeze diagonal repeat tile
+    repeat_interleave index_select gather take_along_dim rot90
+    hsplit
 """
-_RESHAPES = "reshape view view_as reshape_as flatten unflatten"
+_RESHAPES = "reshape view view_as reshape_as flatten unflatten ravel"
 _SAME = """
     contiguous clone to float double half bfloat16 type_as cpu cuda masked_fill pad constant_pad_nd
     pixel_shuffle pixel_unshuffle channel_shuffle unfold max_pool1d max_pool2d max_pool3d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool1d_with_indices
-    max_pool2d_with_indices max_pool3d_with_indices index_select tril triu gather
+    max_pool2d_with_indices max_pool3d_with_indices tril triu
 """
 _MAPS = """
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-    mean sum interpolate upsample cumsum fold
+    mean sum interpolate cumsum fold grid_sample
 """
 _DROPOUTS = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout"
 
@@ -1467,10 +2033,10 @@ def _each(names: str, handler: Callable) -> dict[str, Callable]:
     "One handler for several operations."
     return dict.fromkeys(names.split(), handler)
 
-# %% ../nbs/08_lrp.ipynb #f3410385
+# %% ../nbs/08_lrp.ipynb #8aca81da
 OPERATIONS: dict[str, Callable] = {
     "linear": _linear,
-    "addmm": _addmm,
+    **_each("addmm baddbmm", _addmm),
     "batch_norm": _batch_norm,
     **_each("conv1d conv2d conv3d", _conv),
     **_each("conv_transpose1d conv_transpose2d conv_transpose3d", _conv_transpose),
@@ -1478,24 +2044,46 @@ OPERATIONS: dict[str, Callable] = {
     "group_norm": _group_norm,
     "instance_norm": _instance_norm,
     "rms_norm": _rms_norm,
+    "normalize": _normalize,
+    **_each("norm linalg_norm linalg_vector_norm std var", _statistic),
+    **_each("rsqrt reciprocal rdiv", _inverse),
     "softmax": _softmax,
-    **_each("matmul mm bmm", _matmul),
-    "rmatmul": lambda engine, func, input, other: _matmul(engine, func, other, input),
-    "einsum": _einsum,
+    "softmin": _softmin,
+    "log_softmax": _log_softmax,
+    "logsumexp": _logsumexp,
     "scaled_dot_product_attention": _attention,
     "multi_head_attention_forward": _multi_head,
+    **_each("lstm gru rnn_tanh rnn_relu", _recurrent),
+    **_each("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", _cell),
 }
 
-# %% ../nbs/08_lrp.ipynb #63f7b9ca
+# %% ../nbs/08_lrp.ipynb #864d06c9
 OPERATIONS |= {
-    **_each("add iadd radd", _add),
-    **_each("sub subtract isub", _sub),
+    "matmul": _matmul,
+    **_each("mm bmm", _mm),
+    "rmatmul": lambda engine, func, input, other: _matmul(engine, func, other, input),
+    "einsum": _einsum,
+    "add": _add,
+    **_each("sub subtract", _sub),
     "rsub": _rsub,
-    **_each("mul multiply imul rmul", _mul),
+    "addcmul": _addcmul,
+    "lerp": _lerp,
+    **_each("mul multiply", _mul),
     "neg": lambda engine, func, input: _mul(engine, func, input, -1.0),
-    **_each("div divide truediv itruediv true_divide", _div),
+    **_each("div divide true_divide", _div),
+    "glu": _glu,
+}
+
+# %% ../nbs/08_lrp.ipynb #d5ed2bb6
+OPERATIONS |= {
     **_each("cat concat concatenate stack", _joined),
-    **_each("max amax", _maximum),
+    **_each("max amax min amin", _extreme),
+    **_each("maximum minimum fmax fmin", _winner),
+    "where": _where,
+    "type": _typed,
+    "setitem": _setitem,
+    **_each("index_add scatter_add", _scattered),
+    **_each("sort topk", _moved(_sorted)),
     **_each("roll flip", _moved(_rolled)),
     **_each(_DROPOUTS, _identity),
     **_each(_VIEWS, _moved(_view)),
@@ -1505,7 +2093,7 @@ OPERATIONS |= {
     **dict.fromkeys(sorted(_ZERO_AT_ZERO | _CONSTANT_AT_ZERO), _elementwise),
 }
 
-# %% ../nbs/08_lrp.ipynb #beee5585
+# %% ../nbs/08_lrp.ipynb #05b94db6
 @dataclass(frozen=True)
 class Relevance:
     "Relevance of a batch, raw and signed, with its own residual."
@@ -1540,143 +2128,300 @@ class Relevance:
         mean = lambda v: float(v.float().mean()) if isinstance(v, Tensor) else v
         return pd.DataFrame([[mean(getattr(r, name)) for name in names] for r in self.layers], columns=names)
 
-# %% ../nbs/08_lrp.ipynb #303085d7
+# %% ../nbs/08_lrp.ipynb #58f1e008
 def _quotient(a: Tensor, b: Tensor) -> Tensor:
     "a / b with 0/0 := 0."
     return torch.where(b != 0, a / torch.where(b != 0, b, 1.0), 0.0)
 
-# %% ../nbs/08_lrp.ipynb #bb6ac5f6
+# %% ../nbs/08_lrp.ipynb #1e7f1dae
 def lrp(
     model: nn.Module,  # Any module whose operations are in the table; it is not changed
-    x: Tensor,  # Input batch, (B ...), float
+    x: Tensor,  # Input batch, (B ...), float; indices, with `at=` the layer that embeds them
     target: Target = None,  # Class, one per example, a callable (B K) -> (B,), or None: the predicted class
     *,
-    rule: Any = "epsilon",  # Name, `Rule`, function, or these by "first", "conv", "dense", "other"
+    rule: Any = "epsilon",  # Name, `Rule`, function, or these by kind, index, name or pattern of layers
     skip: str | None = None,  # "relative", "z", "ratio" or "symmetric"; None: relative for rlrp, else z
+    attention: str = "relative",  # "relative", "attnlrp" or "cp" (attention weights are constants)
+    gates: str = "half",  # A gate times a signal: "half" each, or all to the "signal"
+    at: str | nn.Module | None = None,  # Read the relevance at the output of this layer; None: at the input
+    of: str | nn.Module | None = None,  # Explain the output of this layer; `target` picks from it
+    own: Mapping[Any, Callable]
+    | None = None,  # By operation, module name or class: (input, output, relevance) -> relevance
+    extra: Any = (),  # More inputs of the model, a tuple or a dict; cut with the batch
     batch_size: int | None = None,  # Examples per pass; None: all at once
     cache: WeightCache | None = None,  # Keeps absolute weights between calls
 ) -> Relevance:  # Signed relevance. Raises UnsupportedOp, NonFiniteError, ValueError
     "Layer-wise relevance propagation with any rule or composite of rules."
     rules = _rules(rule)
     skip = skip or ("relative" if _formula(rules["other"]).conserving else "z")
-    _check_call(model, x, skip, batch_size)
+    _check_call(model, x, batch_size, at)
+    _check_words(skip=skip, attention=attention, gates=gates)
     size = batch_size or len(x)
     parts = []
     target = check_target(target, len(x))
     cache = WeightCache() if cache is None and size < len(x) else cache
+    at, of = (None if layer is None else find_layer(model, layer)[1] for layer in (at, of))
+    settings = _Settings(rules, skip, attention, gates, own or {}, cache, at, of, extra)
     for i in range(0, len(x), size):
-        some = _target_of(target, i, i + size)
-        parts += _run_or_split(model, x[i : i + size], some, rules, skip, cache)
+        parts += _run_or_split(model, x, target, settings, range(i, min(i + size, len(x))))
     return _merged(parts)
 
-# %% ../nbs/08_lrp.ipynb #db14a240
+# %% ../nbs/08_lrp.ipynb #89c5c2a8
+_WORDS = {
+    "skip": ("relative", "z", "ratio", "symmetric"),
+    "attention": ("relative", "attnlrp", "cp"),
+    "gates": ("half", "signal"),
+}
+
+
+def _check_words(**chosen: str) -> None:
+    "Options that are words."
+    for name, word in chosen.items():
+        if word not in _WORDS[name]:
+            raise ValueError(
+                f"{name} is {word!r}; expected {', '.join(_WORDS[name][:-1])} or {_WORDS[name][-1]}"
+            )
+
+# %% ../nbs/08_lrp.ipynb #82950d05
+def _single(rule: Any) -> Any:
+    "A rule by name, or as it is."
+    if not isinstance(rule, str):
+        return rule
+    short = rule.removeprefix("lrp-")
+    return _NAMED.get(short) or Rule(short)
+
+
 def _named(name: str) -> Any:
     "Rule or composite behind a name; the prefix lrp- may be left out."
     short = name.removeprefix("lrp-")
     if short in COMPOSITES:
         return COMPOSITES[short]
-    rule = _NAMED.get(short) or Rule(short)
+    rule = _single(name)
     if short in ("wsquare", "flat", "zbox"):
         return {"first": rule, "conv": Rule("epsilon"), "dense": Rule("epsilon")}
     return rule
 
-
-def _rules(rule: Any) -> dict[str, Any]:
-    "Rules for conv, dense, other and perhaps first; the others follow rlrp if every linear layer does."
+# %% ../nbs/08_lrp.ipynb #716e36ad
+def _rules(rule: Any) -> dict[Any, Any]:
+    "Rules for conv, dense, other and perhaps more; the others follow rlrp if every linear layer does."
     rule = _named(rule) if isinstance(rule, str) else rule
     rule = rule if isinstance(rule, Mapping) else {"conv": rule, "dense": rule}
     if wrong := [r for r in rule.values() if not isinstance(r, (str, Rule)) and not callable(r)]:
         raise TypeError(f"a rule is {type(wrong[0]).__name__}, expected a name, a Rule or a function")
-    if extra := set(rule) - {"first", "conv", "dense", "other"}:
-        raise ValueError(f"unknown kinds {sorted(extra)}; a composite has first, conv, dense, other")
-    if missing := {"conv", "dense"} - set(rule):
-        raise ValueError(f"the composite has no rule for {sorted(missing)}")
-    rules = {kind: _named(r) if isinstance(r, str) else r for kind, r in rule.items()}
+    if wrong := [key for key in rule if not isinstance(key, (str, int))]:
+        raise TypeError(
+            f"a rule is given for {wrong[0]!r}, expected a kind, a layer's name, a pattern or an index"
+        )
+    rules = {key: _single(r) for key, r in rule.items()}
+    if missing := {"conv", "dense"} - set(rules):
+        if set(rules) <= {"first", "other", *missing} | ({"conv", "dense"} - missing):
+            raise ValueError(f"the composite has no rule for {sorted(missing)}")
+        rules |= dict.fromkeys(missing, Rule("epsilon"))
     return {"other": _default_rule(rules), **rules}
 
-# %% ../nbs/08_lrp.ipynb #49dc3c83
+
 def _default_rule(rules: Mapping[str, Any]) -> Rule:
     "The rule for what is not a linear layer."
-    if all(_formula(r).conserving for r in rules.values()):
+    if all(_formula(r).conserving for r in (rules["conv"], rules["dense"])):
         return Rule("rlrp")
     dense = rules["dense"]
     return dense if isinstance(dense, Rule) and dense.name in ("lrp0", "epsilon") else Rule("epsilon")
 
-# %% ../nbs/08_lrp.ipynb #66301cb7
+# %% ../nbs/08_lrp.ipynb #420141c8
 _HIDING = ("OptimizedModule", "RecursiveScriptModule", "TopLevelTracedModule", "TracedModule")
 
 
-def _check_call(model: nn.Module, x: Tensor, skip: str, batch_size: int | None) -> None:
+def _check_call(model: nn.Module, x: Tensor, batch_size: int | None, at: Any) -> None:
     "Say at once what cannot work."
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}, expected a torch.nn.Module")
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+    if not isinstance(x, Tensor) or (not x.is_floating_point() and at is None):
         got = getattr(x, "dtype", type(x).__name__)
-        raise TypeError(f"x must be a float tensor, got {got}; pass embeddings instead of indices")
+        raise TypeError(
+            f"x must be a float tensor, got {got}; for token indices say at= the layer that embeds them"
+        )
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected a batch (B ...) with at least one example")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size is {batch_size}, expected None or an integer of at least 1")
-    if skip not in ("relative", "z", "ratio", "symmetric"):
-        raise ValueError(f"skip is {skip!r}; expected relative, z, ratio or symmetric")
     if hidden := [name for name, m in model.named_modules() if type(m).__name__ in _HIDING]:
         raise UnsupportedOp("a compiled or scripted module", hidden[0], "pass the module it was made from")
     if torch._C._functorch.maybe_get_level(x) >= 0:
         raise UnsupportedOp("vmap", "", "pass the whole batch, it is explained example by example anyway")
-    check_finite("x", x)
+    if x.is_floating_point():
+        check_finite("x", x)
 
-# %% ../nbs/08_lrp.ipynb #2ca6174f
-def _run_or_split(model, x, target, rules, skip, cache) -> list[Relevance]:
+# %% ../nbs/08_lrp.ipynb #5b603857
+def _run_or_split(model: nn.Module, x: Tensor, target: Any, settings: _Settings, rows: range) -> list:
     "One pass, or one pass per example where the samples of a batch cannot be told apart."
     try:
-        return [_run(model, x, target, rules, skip, cache)]
+        return [_run(model, x, target, settings, rows)]
     except _Lost:
         pass
-    parts = [
-        _run(model, x[i : i + 1], _target_of(target, i, i + 1), rules, skip, cache) for i in range(len(x))
-    ]
-    with torch.no_grad(), eval_mode(model):
-        together = wide(resolve_target(model(x), target))
-    alone = torch.cat([p.value for p in parts])
-    tolerance = torch.finfo(x.dtype).eps ** 0.5
-    if not torch.allclose(alone, together, rtol=tolerance, atol=tolerance * float(together.abs().max())):
-        hint = "its output for one example depends on the others; explain them one at a time"
-        raise ValueError(f"the model mixes the examples of a batch: {hint}")
+    parts = [_run(model, x, target, settings, range(i, i + 1)) for i in rows]
+    if settings.of is None:
+        with torch.no_grad(), eval_mode(model):
+            together = wide(_explained(call_model, model, x, target, settings, rows))
+        alone = torch.cat([p.value for p in parts])
+        tolerance = torch.finfo(together.dtype).eps ** 0.5
+        if not torch.allclose(alone, together, rtol=tolerance, atol=tolerance * float(together.abs().max())):
+            hint = "its output for one example depends on the others; explain them one at a time"
+            raise ValueError(f"the model mixes the examples of a batch: {hint}")
     return parts
 
+# %% ../nbs/08_lrp.ipynb #c3852a2a
+def _explained(
+    call: Callable, model: nn.Module, x: Tensor, target: Any, settings: _Settings, rows: range
+) -> Tensor:
+    "(B,), the number that is explained for each of some examples."
+    index = slice(rows.start, rows.stop)
+    n = len(x)
+    output = call(model, x[index], cut_rows(settings.extra, index, n))
+    target = target[index] if isinstance(target, Tensor) and target.ndim else target
+    return resolve_target(output, target, rows=torch.arange(rows.start, rows.stop))
 
-def _target_of(target: Target, start: int, stop: int) -> Target:
-    "One class per example is sliced; anything else holds for all."
-    return target[start:stop] if isinstance(target, Tensor) and target.ndim else target
-
-# %% ../nbs/08_lrp.ipynb #98f834ca
-def _run(model, x, target, rules, skip, cache) -> Relevance:
+# %% ../nbs/08_lrp.ipynb #5f6f2cec
+def _run(model: nn.Module, x: Tensor, target: Any, settings: _Settings, rows: range) -> Relevance:
     "One forward pass under the engine, one backward pass of relevance."
-    engine = _Engine(model, len(x), rules, skip, cache)
-    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
-        leaf = _mark(x.detach().clone().requires_grad_(), _Samples())
+    engine = _Engine(model, len(rows), settings)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        eval_mode(model),
+        _watching(model, engine) as watch,
+    ):
         with engine:
-            value = resolve_target(model(leaf), target)
-        _check_output(value, len(x))
+            value = _explained(watch.call, model, x, target, settings, rows)
+        _check_output(engine, value)
         f = _finite(model, "the output of the model", wide(value))
         start, exponent = torch.frexp(f)  # powers of two are exact, so half precision keeps its range
-        (relevance,) = torch.autograd.grad(value, leaf, (start * 4096).to(value.dtype))
-    relevance = torch.ldexp(wide(relevance), (exponent - 12).view(-1, *[1] * (x.ndim - 1)))
+        start = (start * 4096).to(value.dtype)
+        (relevance,) = torch.autograd.grad(value, watch.source, start, allow_unused=True)
+    if relevance is None:
+        hint = "it is not on the way, or a BatchNorm behind it was folded in: take the BatchNorm"
+        raise ValueError(f"no relevance reaches the layer given as at=; {hint}")
+    relevance = torch.ldexp(wide(relevance), (exponent - 12).view(-1, *[1] * (relevance.ndim - 1)))
     records = [LayerRecord(**note) for note in engine.notes if not note["kept"].isnan().all()]
     return Relevance(_finite(model, "the relevance", relevance), f, tuple(records))
 
-
-def _check_output(value: Tensor, batch: int) -> None:
-    "The explained output must have one row per example, and depend on the input."
-    if len(value) != batch:
+# %% ../nbs/08_lrp.ipynb #da13474f
+def _check_output(engine: _Engine, value: Tensor) -> None:
+    "The output must have one row per example and depend on the input; every rule must have been used."
+    if len(value) != engine.batch:
         raise ValueError(
-            f"the model returned {len(value)} rows for {batch} examples; expected one row per example"
+            f"the model returned {len(value)} rows for {engine.batch} examples; expected one each"
         )
     if _tag(value) is None or not value.requires_grad:
         hint = "is there a detach or an integer cast on the way?"
         raise ValueError(f"the output does not depend on x through operations of the table; {hint}")
+    if engine.batch > 1 and _tag(value).samples != _Samples():
+        raise _Lost  # row i of the output is not that of example i
+    for key in engine.settings.rules:
+        if key not in _KINDS and not any(
+            _chosen_by(key, place, len(engine.places)) for place in engine.places
+        ):
+            raise ValueError(
+                f"no linear layer is {key!r}; there are {', '.join(p.path for p in engine.places[:9])}"
+            )
+    if unused := [key for key in engine.settings.own if key not in engine.used]:
+        raise ValueError(f"your rule for {unused[0]!r} was never used: no such operation or module ran")
 
-# %% ../nbs/08_lrp.ipynb #0bfa6f0d
+# %% ../nbs/08_lrp.ipynb #2d72c15b
+class _Watch:
+    "What is kept of one forward pass: where relevance is read, and what is explained."
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.thread = threading.get_ident()
+        self.source = None
+        self.explained = None
+        self.inside = []
+
+    def call(self, model: nn.Module, x: Tensor, extra: Any) -> Any:
+        "Run the model; the output, or that of the layer which is explained."
+        with torch._C.DisableTorchFunction():
+            leaf = x.detach().clone()
+            if leaf.is_floating_point():
+                leaf = _mark(leaf.requires_grad_(), _Samples())
+                self.source = leaf if self.engine.settings.at is None else None
+        output = call_model(model, leaf, extra)
+        if self.source is None:
+            raise ValueError("the layer given as at= did not run, or its output is no tensor")
+        return output if self.engine.settings.of is None else self.explained
+
+    def mine(self, hook: Callable) -> Callable:
+        "A hook that is silent in other threads, and unseen by the engine."
+
+        def silent(module, *args):
+            if threading.get_ident() == self.thread:
+                with torch._C.DisableTorchFunction():
+                    return hook(module, *args)
+
+        return silent
+
+# %% ../nbs/08_lrp.ipynb #63669c1a
+def _read_at(watch: _Watch, output: Any) -> Any:
+    "Keep the output of a layer as the place where relevance is read; a constant one becomes the input."
+    first = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(first, Tensor) or not first.is_floating_point() or len(first) != watch.engine.batch:
+        raise ValueError(
+            f"the layer given as at= returned {tuple(getattr(first, 'shape', ()))}; expected (B ...)"
+        )
+    if _tag(first) is not None:
+        if _tag(first).samples != _Samples():
+            raise _Lost
+        watch.source = first
+        return output
+    watch.source = _mark(first.detach().clone().requires_grad_(), _Samples())
+    return watch.source if first is output else type(output)([watch.source, *output[1:]])
+
+
+def _enter_own(watch: _Watch, args: tuple) -> tuple:
+    "The module computes on constants; its one input on the path waits outside."
+    on = [a for a in args if _tag(a) is not None]
+    if len(on) > 1:
+        raise _unsupported(watch.engine, "a module with two inputs", "a rule of your own may have one")
+    watch.inside.append(on[0] if on else None)
+    return tuple(a.detach() if _tag(a) is not None else a for a in args)
+
+# %% ../nbs/08_lrp.ipynb #7e52600d
+def _leave_own(watch: _Watch, rule: Callable, output: Any) -> Any:
+    "The output goes on the relevance graph with the user's rule."
+    x = watch.inside.pop()
+    return output if x is None else _by_own_rule(rule, x, output.detach())
+
+# %% ../nbs/08_lrp.ipynb #d2c0fa68
+@contextmanager
+def _watching(model: nn.Module, engine: _Engine) -> Iterator[_Watch]:
+    "Hooks on the modules that the user named, for the time of one pass."
+    watch = _Watch(engine)
+    settings = engine.settings
+    with ExitStack() as hooks:
+
+        def on(module, hook):
+            hooks.callback(module.register_forward_hook(watch.mine(hook)).remove)
+
+        for rule, module in _own_modules(model, engine):
+            before = watch.mine(lambda m, args: _enter_own(watch, args))
+            hooks.callback(module.register_forward_pre_hook(before).remove)
+            on(module, lambda m, args, output, rule=rule: _leave_own(watch, rule, output))
+        if settings.at is not None:
+            on(settings.at, lambda m, args, output: _read_at(watch, output))
+        if settings.of is not None:
+            on(settings.of, lambda m, args, output: setattr(watch, "explained", output))
+        yield watch
+
+# %% ../nbs/08_lrp.ipynb #6873e499
+def _own_modules(model: nn.Module, engine: _Engine) -> Iterator[tuple[Callable, nn.Module]]:
+    "Modules with a rule of the user's: by class, name or pattern."
+    for key, rule in engine.settings.own.items():
+        for name, module in model.named_modules():
+            by_name = isinstance(key, str) and name and fnmatch.fnmatchcase(name, key)
+            if by_name or (isinstance(key, type) and isinstance(module, key)):
+                engine.used.add(key)
+                yield rule, module
+
+# %% ../nbs/08_lrp.ipynb #de25ee80
 def _finite(model: nn.Module, name: str, values: Tensor) -> Tensor:
     "Where values are not finite, the error names the parameter to blame, if there is one."
     if not bool(torch.isfinite(values).all()):
@@ -1697,7 +2442,7 @@ def _merged(parts: Sequence[Relevance]) -> Relevance:
         torch.cat([p.relevance for p in parts]), torch.cat([p.value for p in parts]), tuple(layers)
     )
 
-# %% ../nbs/08_lrp.ipynb #4a971a51
+# %% ../nbs/08_lrp.ipynb #31085269
 METHODS = (
     *(
         "rlrp",
@@ -1713,7 +2458,7 @@ METHODS = (
     *COMPOSITES,
 )
 
-# %% ../nbs/08_lrp.ipynb #19cab334
+# %% ../nbs/08_lrp.ipynb #bb441291
 def relevance_map(
     model: nn.Module,  # Any module whose operations are in the table
     x: Tensor,  # Input batch, (B ...), float

@@ -18,17 +18,22 @@ from torch import Tensor, nn
 from .core import Target, resolve_target, unwrap_output
 from .lrp import COMPOSITES, METHODS, LayerRecord, Relevance, Rule, WeightCache, lrp, relevance_map
 
-# %% ../nbs/20_rlrp.ipynb #c4f3b668
+# %% ../nbs/20_rlrp.ipynb #004bf500
 def rlrp(
     model: nn.Module,  # Any module whose operations are in the table of `xai_nb.lrp`; it is not changed
     x: Tensor,  # Input batch, (B ...), float
     target: Target = None,  # Class, one per example, a callable (B K) -> (B,), or None: the predicted class
     *,
+    at: str
+    | nn.Module
+    | None = None,  # Read the relevance at this layer, for tokens the one that embeds them
+    extra: Any = (),  # More inputs of the model, a tuple or a dict
     batch_size: int | None = None,  # Examples per pass; None: all at once
     cache: WeightCache | None = None,  # Keeps absolute weights between calls
 ) -> Relevance:  # Signed, sum of moduli at most |f|. Raises UnsupportedOp, NonFiniteError, ValueError
     "Relative LRP, without parameters (reconstructed from properties published by Nyiri and Gibaru, 2025)."
-    return lrp(model, x, target, rule="rlrp", batch_size=batch_size, cache=cache)
+    options = dict(at=at, extra=extra, batch_size=batch_size, cache=cache)
+    return lrp(model, x, target, rule="rlrp", **options)
 
 # %% ../nbs/20_rlrp.ipynb #a9fbfa0c
 STABILITY = {
