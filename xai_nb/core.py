@@ -22,7 +22,8 @@ __all__ = ['lazy_module', 'LayerError', 'NonFiniteError', 'DataNotFound', 'Unsup
            'current_scale', 'best_device', 'versions', 'device_name', 'scale', 'seed_all', 'splitmix64', 'hash_key',
            'keyed_uniform', 'row_keys', 'model_lock', 'eval_mode', 'unwrap_output', 'resolve_target', 'check_target',
            'tensors_in', 'call_model', 'uncompiled', 'find_layer', 'capture', 'watch_calls', 'progress', 'in_chunks',
-           'cut_rows', 'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result', 'load_results']
+           'cut_rows', 'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result', 'load_results',
+           'check_positive']
 
 # %% ../nbs/00_core.ipynb #b924d6f2
 class _LazyModule:
@@ -794,3 +795,17 @@ def load_results(
     "Read `nbs/results/<topic>.json`."
     path = results_folder() / f"{topic}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+# %% ../nbs/00_core.ipynb #45568c73
+def check_positive(
+    name: str,  # Of the parameter, for the message
+    value: Any,  # What the user gave
+) -> (
+    float
+):  # The same as a plain float, also from NumPy and 0-d tensors; raises ValueError unless positive and finite
+    "Refuse a width or a sharpness that is no positive number."
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+        raise ValueError(f"{name} is {value!r}; expected a positive finite number")
+    return float(value)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'DPI', 'PALETTE', 'SIGNED', 'Picture', 'show_maps', 'show_neighbours', 'overlay_rgb', 'overlay', 'curves',
-           'bars', 'show_history', 'explore', 'show_tree_pair', 'show_census', 'show_hierarchies', 'show_tradeoff']
+           'bars', 'show_history', 'explore', 'show_tree_pair', 'show_census', 'show_hierarchies', 'show_tradeoff',
+           'show_fronts', 'PlaneLine', 'PlaneStyle', 'show_plane', 'draw_plane', 'show_walk', 'direction_rgb']
 
 # %% ../nbs/05_viz.ipynb #7f90513a
 import io
@@ -668,3 +669,164 @@ def _label_path(ax: Axes, mean: pd.DataFrame, path: str) -> None:
         taken.append(best)
         place = dict(xytext=(best - here) * 72 / DPI, textcoords="offset points", ha="center", va="center")
         ax.annotate(m[len(path) :], mean.loc[m], **place, fontsize=8, color=PALETTE[0])
+
+# %% ../nbs/05_viz.ipynb #35aea0a2
+def show_fronts(
+    fronts: Mapping[str, Any],  # Name -> `fairwashing.Front`; the first one's box is drawn
+    *,
+    share: float = 0.5,  # The mixture that shows this share of the box's gap is marked
+    title: str = "",  # Take-away
+) -> Picture:  # Closed figure
+    "Fronts of fidelity and signed gap, the box's own gap, and the ceiling that no explainer passes."
+    first = next(iter(fronts.values()))
+    direction = -1 if first.box_gap < 0 else 1
+    own = abs(first.box_gap)
+    with _style():
+        fig = Picture(WIDTH * 0.8, 3.8)
+        ax = fig.subplots()
+        named = zip(fronts, fronts.values(), PALETTE)
+        lows = [_draw_front(ax, *item, direction, share * own) for item in named]
+        ceiling = [1 - own * min(first.shares), 1, 1]
+        ax.plot([0, own, 1.5 * own], ceiling, color="0.5", linestyle="--", label="no explainer lies above")
+        ax.axvline(own, color="0.5", linestyle=":", label="gap of the box")
+        ax.set(xlim=(-0.1 * own, 1.5 * own), ylim=(min(lows) - 0.02, 1.01))
+        ax.set(xlabel="gap shown", ylabel="fidelity (share of people)", title=title)
+        ax.grid(color="0.92")
+        ax.legend(frameon=False, loc="lower right")
+    return fig
+
+# %% ../nbs/05_viz.ipynb #762f5927
+def _draw_front(ax: Axes, name: str, front: Any, colour: str, direction: int, bound: float) -> float:
+    "One front, its honest and its washed explanation; the lowest fidelity in view."
+    hull = front.hull
+    ax.plot(direction * front.gap, front.fidelity, "o", color=colour, alpha=0.35, markersize=4)
+    ax.plot(direction * front.gap[hull], front.fidelity[hull], color=colour, linewidth=1.6, label=name)
+    for mixture, marker, label in ((front.honest, "s", "honest"), (front.at(bound), "D", "washed")):
+        place = (direction * mixture.gap, mixture.fidelity)
+        ax.plot(*place, marker, color=colour, markeredgecolor="black", markersize=8)
+        ax.annotate(label, place, xytext=(8, -14), textcoords="offset points")
+    gaps = direction * front.gap[hull]
+    order = np.argsort(gaps)
+    return float(np.interp(0, gaps[order], front.fidelity[hull][order]))
+
+# %% ../nbs/05_viz.ipynb #9206773b
+from typing import NamedTuple
+
+
+class PlaneLine(NamedTuple):
+    "One family of explanations on the plane, a point for each setting of its knob."
+
+    complexity: Sequence[float]  # Expected frequency of each setting
+    gap: Sequence[float]  # Distance from the gradient of each setting
+    front: Sequence[bool]  # True where no other explanation is at least as good on both axes
+    labels: Sequence[str]  # Text of each setting
+
+
+class PlaneStyle(NamedTuple):
+    "What the panels of a plane share."
+
+    gradient: float  # Expected frequency of the gradient, whose gap is 0
+    xlabel: str  # With unit
+    mark: str  # Label of a setting to point out, "" for none
+
+# %% ../nbs/05_viz.ipynb #c79ce63c
+def show_plane(
+    panels: Mapping[str, Mapping[str, PlaneLine]],  # Label of the vertical axis -> family -> its settings
+    gradient: float,  # Expected frequency of the gradient
+    *,
+    xlabel: str = "expected frequency, cycles per pixel",  # With unit
+    mark: str = "",  # Label of a setting to point out
+    title: str = "",  # Take-away
+) -> Picture:  # Closed figure, one panel per unit; lower left is better, filled points are on the front
+    "Families of explanations on the plane of complexity and distance from the gradient."
+    if not panels or not all(panels.values()):
+        raise ValueError("no family to draw")
+    style = PlaneStyle(gradient, xlabel, mark)
+    with _style():
+        fig = Picture(WIDTH * 0.75 if len(panels) == 1 else WIDTH, 3.6)
+        colours = dict(zip([name for lines in panels.values() for name in lines], cycle(PALETTE[:-1])))
+        for ax, (ylabel, lines) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+            draw_plane(ax, lines, style, colours)
+            ax.set_ylabel(ylabel)
+        fig.suptitle(title, fontsize=10)
+    return fig
+
+# %% ../nbs/05_viz.ipynb #037b91bf
+def draw_plane(
+    ax: Axes,  # Where
+    lines: Mapping[str, PlaneLine],  # Family -> its settings
+    style: PlaneStyle,  # What the panels share
+    colours: Mapping[str, str],  # Family -> colour
+) -> None:  # Nothing
+    "One panel: a line for each family, a star for the gradient."
+    for (name, line), marker in zip(lines.items(), cycle("osD^vPX")):
+        ax.plot(line.complexity, line.gap, "-", color=colours[name], lw=1, label=name)
+        for e, g, front, label in zip(*line):
+            face = colours[name] if front else "white"
+            ax.plot(e, g, marker, color=colours[name], mfc=face, ms=10 if label == style.mark else 5)
+            if len(lines) == 1:
+                ax.annotate(label, (e, g), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    ax.plot(style.gradient, 0, "*", color="black", ms=10, label="gradient")
+    ax.margins(0.1)
+    ax.set_xlabel(style.xlabel)
+    ax.legend(frameon=False)
+
+# %% ../nbs/05_viz.ipynb #e1de315b
+def show_walk(
+    maps: Tensor,  # (n H W), the gradient first, then one map for each setting
+    spectra: Tensor,  # (n L), mean energy on each ring
+    titles: Sequence[str],  # Text above each map
+    plane: PlaneLine,  # All settings of the family on the plane
+    gradient: float,  # Expected frequency of the gradient
+    *,
+    mark: str = "",  # Label of a setting to point out
+    name: str = "",  # Of the family
+    ylabel: str = "relative gap",  # Of the plane
+) -> Picture:  # Closed figure
+    "Maps, spectra and place on the plane along the knob of one family."
+    if not len(maps) == len(spectra) == len(titles):
+        raise ValueError(
+            f"{len(maps)} maps, {len(spectra)} spectra and {len(titles)} titles; expected as many of each"
+        )
+    n = len(maps)
+    with _style():
+        fig = Picture(1.35 * n + 3.9, 3.0)
+        grid = fig.add_gridspec(2, n + 3)
+        for i in range(n):
+            _walk_column(fig, grid, i, maps[i], spectra[i], spectra[0])
+            fig.axes[-2].set_title(titles[i], fontsize=8)
+        ax = fig.add_subplot(grid[:, n:])
+        draw_plane(ax, {name: plane}, PlaneStyle(gradient, "expected frequency", mark), {name: PALETTE[0]})
+        ax.set_ylabel(ylabel)
+    return fig
+
+# %% ../nbs/05_viz.ipynb #8dbdfd9c
+def _walk_column(fig: Picture, grid: Any, i: int, heat: Tensor, rings: Tensor, reference: Tensor) -> None:
+    "Column `i`: a map (H W), and its ring energies (L,) over those of the gradient."
+    values = _numbers(heat)
+    _draw_map(fig.add_subplot(grid[0, i]), values, _limit(values, 100))
+    ax = fig.add_subplot(grid[1, i])
+    radius = np.arange(1, len(rings)) / min(values.shape)
+    ax.loglog(radius, _numbers(reference)[1:], color="0.7", lw=1)
+    energy = _numbers(rings)[1:]
+    ax.loglog(radius, energy.clip(energy.max() * 1e-7 or 1e-30), color=PALETTE[0], lw=1)
+    ax.tick_params(labelsize=6)
+    ax.minorticks_off()  # most of the drawing time, and no label
+    if i:
+        ax.set_yticklabels([])
+    else:
+        ax.set_xlabel("cycles per pixel", fontsize=7)
+        ax.set_ylabel("ring energy", fontsize=7)
+
+# %% ../nbs/05_viz.ipynb #649fa567
+def direction_rgb(
+    net: Tensor,  # Grad-RAM, (B H W)
+    total: Tensor,  # MoRAM of the same layer, (B H W); values below zero, as Lanczos makes, count as zero
+) -> Tensor:  # (B H W 3) in 0 ... 1: brightness total / its maximum per image, hue net / total
+    "Amount and direction of the evidence as one picture (ours)."
+    total = total.clamp(min=0)
+    up = (torch.where(total > 0, net / total.where(total > 0, 1), 0).clamp(-1, 1) + 1) / 2
+    hue = torch.stack([up, 0.25 * (1 - (2 * up - 1).abs()), 1 - up], -1)
+    return (
+        hue * (total / total.amax((1, 2), keepdim=True).clamp(min=torch.finfo(total.dtype).tiny))[..., None]
+    )
