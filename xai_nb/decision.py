@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['USES', 'cosine_floor', 'default_families', 'Record', 'fingerprint', 'Verdict', 'decision_table', 'decide',
-           'summarise_gradient', 'held', 'Decision', 'decision_page', 'expected_passes', 'sentence']
+           'summarise_gradient', 'held', 'Decision', 'decision_page', 'expected_passes', 'sentence', 'picture_of']
 
-# %% ../nbs/11_decision.ipynb #adb3927f
+# %% ../nbs/11_decision.ipynb #9469e10c
 import base64
 
 
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 
 from dataclasses import dataclass
 
-# %% ../nbs/11_decision.ipynb #340c276d
+# %% ../nbs/11_decision.ipynb #757c5337
 from pathlib import Path
 
 
@@ -51,7 +51,7 @@ from .core import check_finite, progress
 
 from .metrics import Interval
 
-# %% ../nbs/11_decision.ipynb #7f86114d
+# %% ../nbs/11_decision.ipynb #b90dc6ed
 from xai_nb.spectral import (
     Question,
     Surrogate,
@@ -74,7 +74,7 @@ from xai_nb.spectrum import (
 )
 
 
-from .viz import show_maps
+from .viz import Picture, show_maps
 
 # %% ../nbs/11_decision.ipynb #a5c10192
 USES = {"audit": 0.02, "internal": 0.10, "customer-facing": 0.25}
@@ -337,7 +337,7 @@ def _next_try(family: Surrogate, value: float, number: float, limit: float, good
         return math.sqrt(good[0] * bad)
     return value * (0.97 * limit / max(number, 0.1 * limit)) ** (family.smoother * (0.3 if good else 1.0))
 
-# %% ../nbs/11_decision.ipynb #7f073471
+# %% ../nbs/11_decision.ipynb #57c1ebde
 @dataclass(frozen=True)
 class Decision:
     "The decision page and what stands on it."
@@ -349,7 +349,7 @@ class Decision:
     passes: int  # Forward and backward passes, image by image
     seconds: float  # Wall-clock time
 
-# %% ../nbs/11_decision.ipynb #6f512e6b
+# %% ../nbs/11_decision.ipynb #e74be2a9
 def decision_page(
     model: nn.Module,  # The model that is asked
     x: Tensor,  # Its inputs, prepared, (B C H W); 32 to 100
@@ -381,7 +381,7 @@ def decision_page(
     verdicts = decide(question, families, uses, coarse=coarse, record=record)
     facts = _facts(model_name or type(model).__name__, question, of, classes, names, record.passes)
     parts = _page_parts(
-        verdicts, facts, _pictures(question, verdicts, pictures, names), _after(question, after, of)
+        verdicts, facts, picture_of(question, verdicts, pictures, names), _after(question, after, of)
     )
     text = _as_markdown(parts) if path is not None and Path(path).suffix == ".md" else _as_html(parts)
     if path is not None:
@@ -449,7 +449,7 @@ def _facts(name: str, q: Question, of: str, classes, names, passes: int) -> pd.D
         rows["answers"] = "; ".join(said[:8]) + (" ..." if len(said) > 8 else "")
     return pd.DataFrame({"": rows})
 
-# %% ../nbs/11_decision.ipynb #3446179e
+# %% ../nbs/11_decision.ipynb #2ef0c893
 _READING = (
     "Smoothness is measured as expected frequency, the mean spatial frequency of a map. The gap is the squared "
     "distance between the map that is shown and the model's own gradient, as a share of the squared gradient: "
@@ -465,8 +465,8 @@ _LONG_TERM = (
     "is 0."
 )
 
-# %% ../nbs/11_decision.ipynb #95755bd4
-def _page_parts(verdicts, facts, pictures: bytes | None, after: str) -> list[tuple[str, Any]]:
+# %% ../nbs/11_decision.ipynb #f7dd8a96
+def _page_parts(verdicts, facts, pictures: Picture | None, after: str) -> list[tuple[str, Any]]:
     "What the page says, before it is Markdown or HTML: pairs of kind and content."
     parts = [
         ("h1", "Which explanation for which reader"),
@@ -489,7 +489,7 @@ def _readers(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     ]
     return pd.DataFrame(rows, index=pd.Index([v.reader for v in verdicts], name="reader"))
 
-# %% ../nbs/11_decision.ipynb #dc1fc5ba
+# %% ../nbs/11_decision.ipynb #302905be
 def _in_words(v: Verdict) -> str:
     "Pass or fail of one reader."
     floor = f"cosine at least {cosine_floor(v.limit):.3f} to the gradient"
@@ -506,7 +506,7 @@ def _in_words(v: Verdict) -> str:
         f"are over the limit. {100 * v.calmer:.0f} % smoother than the gradient."
     )
 
-# %% ../nbs/11_decision.ipynb #ff342642
+# %% ../nbs/11_decision.ipynb #77c2caf6
 def _after(q: Question, model: nn.Module | None, of: str) -> str:
     "Smoothness of the gradient before and after regularisation."
     if model is None:
@@ -520,11 +520,15 @@ def _after(q: Question, model: nn.Module | None, of: str) -> str:
         f"({100 * (new.value / old.value - 1):+.0f} %), with gap 0 in both cases."
     )
 
-# %% ../nbs/11_decision.ipynb #7c4c9a7e
-def _pictures(
-    q: Question, verdicts: Sequence[Verdict], pictures: Tensor | None, names: Sequence[str]
-) -> bytes | None:
-    "The gradient and the map of each reader, on the first two images, as PNG."
+# %% ../nbs/11_decision.ipynb #6876be27
+def picture_of(
+    question: Question,  # The model asked about the images
+    verdicts: Sequence[Verdict],  # From `decide`
+    pictures: Tensor | None = None,  # The images to look at, (B 3 H W) in [0, 1]; None: the inputs
+    names: Sequence[str] = (),  # Of the images
+) -> Picture | None:  # None where the inputs are no pictures
+    "The gradient and the map of each reader, on the first two images."
+    q = question
     if q.x.ndim != 4 or q.x.shape[1] not in (1, 3):
         return None
     few = q.part(torch.arange(2))
@@ -534,11 +538,9 @@ def _pictures(
             columns[f"{v.reader}\n{v.method}"] = measure(few, v.family, v.value)[1]
     shown = (q.x if pictures is None else pictures)[:2].cpu()
     titles = list(names[:2]) if len(names) >= 2 else None
-    return show_maps(
-        shown, {k: m.cpu() for k, m in columns.items()}, titles=titles, share="cell", clip=99.5
-    )._repr_png_()
+    return show_maps(shown, {k: m.cpu() for k, m in columns.items()}, titles=titles, share="cell", clip=99.5)
 
-# %% ../nbs/11_decision.ipynb #3a78e8b7
+# %% ../nbs/11_decision.ipynb #2415f847
 _STYLE = (
     "body{font:16px sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
     "td,th{border:1px solid #999;padding:.3em .6em;text-align:left}img{max-width:100%}"
@@ -554,13 +556,14 @@ def _as_html(parts: Sequence[tuple[str, Any]]) -> str:
     head = f'<meta charset="utf-8"><title>Which explanation for which reader</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en">{head}\n<body>\n{body}\n</body></html>\n'
 
-# %% ../nbs/11_decision.ipynb #ee116c3b
+# %% ../nbs/11_decision.ipynb #0ca3617d
 def _html_part(kind: str, content: Any) -> str:
     "One part."
     if kind == "table":
         return _html_table(content)
     if kind == "png":
-        data = base64.b64encode(content).decode()
+        data = content._repr_png_()
+        data = data if isinstance(data, str) else base64.b64encode(data).decode()
         return f'<img alt="Pictures, their gradient, the map for each reader" src="data:image/png;base64,{data}">'
     if kind == "sign":
         return (
@@ -570,7 +573,7 @@ def _html_part(kind: str, content: Any) -> str:
         )
     return f"<{kind}>{html.escape(content)}</{kind}>"
 
-# %% ../nbs/11_decision.ipynb #94662ac7
+# %% ../nbs/11_decision.ipynb #6d3284d1
 def _html_table(table: pd.DataFrame) -> str:
     "A table whose index is a column like the others."
     cell = lambda tag, text: f"<{tag}>{html.escape(str(text))}</{tag}>"
