@@ -76,7 +76,7 @@ from xai_nb.spectrum import (
 
 from .viz import Picture, show_maps
 
-# %% ../nbs/11_decision.ipynb #a5c10192
+# %% ../nbs/11_decision.ipynb #9111fe03
 USES = {"audit": 0.02, "internal": 0.10, "customer-facing": 0.25}
 
 
@@ -88,7 +88,7 @@ def cosine_floor(
         raise ValueError(f"max_gap is {max_gap}; expected 0 to 1")
     return math.sqrt(1 - max_gap)
 
-# %% ../nbs/11_decision.ipynb #8b597c72
+# %% ../nbs/11_decision.ipynb #eb6b132d
 def default_families(
     x: Tensor,  # Images, (B C H W)
     kinks: bool = True,  # Whether the net has ReLU or max-pool
@@ -106,7 +106,7 @@ def default_families(
         (lowpass_family(), cutoffs),
     ]
 
-# %% ../nbs/11_decision.ipynb #04b1f7e7
+# %% ../nbs/11_decision.ipynb #a25459aa
 def _checked_images(x: Tensor) -> Tensor:
     "A batch that intervals over images can be taken from."
     if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -150,7 +150,7 @@ class Record:
             next(self.ticks, None)
         return summarise(self.columns[key], question.mode, family.scaled, question.seed)
 
-# %% ../nbs/11_decision.ipynb #fc68ae49
+# %% ../nbs/11_decision.ipynb #bbfbb613
 def _read_record(path: str | Path | None, fingerprint: str) -> dict[str, dict[str, Tensor]]:
     "The measurements of a file; ValueError if it belongs to something else."
     if path is None or not Path(path).exists():
@@ -170,7 +170,7 @@ def _write_record(path: str | Path | None, fingerprint: str, columns: dict) -> N
         torch.save({"xai_nb": "decision", "fingerprint": fingerprint, "columns": columns}, part)
         part.replace(path)
 
-# %% ../nbs/11_decision.ipynb #ad76d81c
+# %% ../nbs/11_decision.ipynb #116b82da
 def fingerprint(
     question: Question,  # From `spectral.ask`
 ) -> str:  # Short text; the same for the same inputs, model and settings on one machine
@@ -180,7 +180,7 @@ def fingerprint(
     energy = float(q.gradient.double().square().sum())
     return f"{data.hexdigest()[:16]}, gradient {energy:.6g}, {type(q.f).__name__}, {q.mode}, seed {q.seed}"
 
-# %% ../nbs/11_decision.ipynb #8ed72787
+# %% ../nbs/11_decision.ipynb #1c120073
 @dataclass(frozen=True)
 class Verdict:
     "What one reader is shown, and how well it keeps to the reader's limit."
@@ -204,7 +204,7 @@ class Verdict:
         "How much smoother the map is."
         return 0.0 if self.point is None else 1 - self.point.ef.value / self.gradient.value
 
-# %% ../nbs/11_decision.ipynb #d5637017
+# %% ../nbs/11_decision.ipynb #40c370f9
 def decision_table(
     verdicts: Sequence[Verdict],  # From `decide`
 ) -> pd.DataFrame:  # One row per reader, in words
@@ -226,7 +226,7 @@ def _row(v: Verdict) -> dict[str, str]:
         "cost": v.family.cost,
     }
 
-# %% ../nbs/11_decision.ipynb #9a824140
+# %% ../nbs/11_decision.ipynb #bbf5ddb9
 def decide(
     question: Question,  # From `spectral.ask`: the model asked about all images
     families: Sequence[tuple[Surrogate, Sequence[float]]],  # Families with their grids
@@ -249,7 +249,7 @@ def decide(
         _second_pass(question, maps, reader, limit, images, record, own) for reader, limit in uses.items()
     ]
 
-# %% ../nbs/11_decision.ipynb #dca31958
+# %% ../nbs/11_decision.ipynb #9a275020
 def _spread(n: int, k: int) -> Tensor:
     "At most k of n rows, evenly spread."
     return torch.linspace(0, n - 1, min(n, max(2, k))).round().long().unique()
@@ -262,7 +262,7 @@ def summarise_gradient(
     own = compare_to_gradient(question.gradient, question.gradient, mode=question.mode, seed=question.seed)
     return own.ef
 
-# %% ../nbs/11_decision.ipynb #7f616deb
+# %% ../nbs/11_decision.ipynb #8ac95b08
 class _Coarse(NamedTuple):
     "What the first pass found of one family."
 
@@ -278,7 +278,7 @@ def _first_pass(question: Question, family: Surrogate, grid: Sequence[float], re
     points = [record.measure(question, family, v) for v in values]
     return _Coarse(family, values, points, family.filters)
 
-# %% ../nbs/11_decision.ipynb #bc6ef8f7
+# %% ../nbs/11_decision.ipynb #dfe8535e
 def _candidate(found: _Coarse, limit: float, images: float) -> tuple[float, float] | None:
     "Where the limit should lie, by interpolation of logarithms, and EF over that of the gradient there."
     numbers = [held(p, images) for p in found.points]
@@ -301,7 +301,7 @@ def held(
     "The larger of two gaps: the upper end of the pooled one, and that of this share of single images."
     return max(point.shown_gap.high, gap_quantile(point, images))
 
-# %% ../nbs/11_decision.ipynb #2d75497f
+# %% ../nbs/11_decision.ipynb #4cf66c9f
 def _second_pass(question, found, reader, limit, images, record, own) -> Verdict:
     "Measure the most promising settings on all images; the calmest that keeps the limit wins."
     best = Verdict(reader, limit, None, None, None, own)
@@ -314,7 +314,7 @@ def _second_pass(question, found, reader, limit, images, record, own) -> Verdict
             best = Verdict(reader, limit, f.family, *tried, own)
     return best
 
-# %% ../nbs/11_decision.ipynb #34b3d6a6
+# %% ../nbs/11_decision.ipynb #e5bb7695
 def _settle(question, found, value, limit, images, record) -> tuple[float, ExplanationGap] | None:
     "The smoothest setting near a candidate that keeps the limit on all images; None if there is none, or no gain."
     family, good, bad = found.family, None, None
@@ -337,7 +337,7 @@ def _next_try(family: Surrogate, value: float, number: float, limit: float, good
         return math.sqrt(good[0] * bad)
     return value * (0.97 * limit / max(number, 0.1 * limit)) ** (family.smoother * (0.3 if good else 1.0))
 
-# %% ../nbs/11_decision.ipynb #57c1ebde
+# %% ../nbs/11_decision.ipynb #371347c0
 @dataclass(frozen=True)
 class Decision:
     "The decision page and what stands on it."
@@ -349,7 +349,7 @@ class Decision:
     passes: int  # Forward and backward passes, image by image
     seconds: float  # Wall-clock time
 
-# %% ../nbs/11_decision.ipynb #e74be2a9
+# %% ../nbs/11_decision.ipynb #71541bdc
 def decision_page(
     model: nn.Module,  # The model that is asked
     x: Tensor,  # Its inputs, prepared, (B C H W); 32 to 100
@@ -389,7 +389,7 @@ def decision_page(
     spent = time.perf_counter() - start
     return Decision(tuple(verdicts), decision_table(verdicts), sentence(verdicts), text, record.passes, spent)
 
-# %% ../nbs/11_decision.ipynb #25993379
+# %% ../nbs/11_decision.ipynb #fbdb71e0
 def expected_passes(
     families: Sequence[tuple[Surrogate, Sequence[float]]],  # Families with their grids
     n: int,  # Images
@@ -413,7 +413,7 @@ def _check_page(x: Tensor, path: str | Path | None, uses: dict[str, float]) -> N
     if wrong or not uses:
         raise ValueError(f"uses holds {wrong or 'nothing'}; a limit on the gap is above 0 and at most 1")
 
-# %% ../nbs/11_decision.ipynb #0fe0d0a9
+# %% ../nbs/11_decision.ipynb #3904f00f
 def sentence(
     verdicts: Sequence[Verdict],  # From `decide`
 ) -> str:  # One sentence for the top of the page
@@ -432,7 +432,7 @@ def sentence(
         f"{100 * best.calmer:.0f} % smoother than the gradient.{tail}"
     )
 
-# %% ../nbs/11_decision.ipynb #a0699107
+# %% ../nbs/11_decision.ipynb #9f2afe03
 def _facts(name: str, q: Question, of: str, classes, names, passes: int) -> pd.DataFrame:
     "What was asked, of what, when."
     what = {"log_prob": "log-probability of the predicted class", "output": "the model's output"}[of]
@@ -449,7 +449,7 @@ def _facts(name: str, q: Question, of: str, classes, names, passes: int) -> pd.D
         rows["answers"] = "; ".join(said[:8]) + (" ..." if len(said) > 8 else "")
     return pd.DataFrame({"": rows})
 
-# %% ../nbs/11_decision.ipynb #2ef0c893
+# %% ../nbs/11_decision.ipynb #ded59a51
 _READING = (
     "Smoothness is measured as expected frequency, the mean spatial frequency of a map. The gap is the squared "
     "distance between the map that is shown and the model's own gradient, as a share of the squared gradient: "
@@ -465,7 +465,7 @@ _LONG_TERM = (
     "is 0."
 )
 
-# %% ../nbs/11_decision.ipynb #f7dd8a96
+# %% ../nbs/11_decision.ipynb #20783347
 def _page_parts(verdicts, facts, pictures: Picture | None, after: str) -> list[tuple[str, Any]]:
     "What the page says, before it is Markdown or HTML: pairs of kind and content."
     parts = [
@@ -489,7 +489,7 @@ def _readers(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     ]
     return pd.DataFrame(rows, index=pd.Index([v.reader for v in verdicts], name="reader"))
 
-# %% ../nbs/11_decision.ipynb #302905be
+# %% ../nbs/11_decision.ipynb #45e34d77
 def _in_words(v: Verdict) -> str:
     "Pass or fail of one reader."
     floor = f"cosine at least {cosine_floor(v.limit):.3f} to the gradient"
@@ -506,7 +506,7 @@ def _in_words(v: Verdict) -> str:
         f"are over the limit. {100 * v.calmer:.0f} % smoother than the gradient."
     )
 
-# %% ../nbs/11_decision.ipynb #77c2caf6
+# %% ../nbs/11_decision.ipynb #acf14937
 def _after(q: Question, model: nn.Module | None, of: str) -> str:
     "Smoothness of the gradient before and after regularisation."
     if model is None:
@@ -520,7 +520,7 @@ def _after(q: Question, model: nn.Module | None, of: str) -> str:
         f"({100 * (new.value / old.value - 1):+.0f} %), with gap 0 in both cases."
     )
 
-# %% ../nbs/11_decision.ipynb #6876be27
+# %% ../nbs/11_decision.ipynb #df26b14b
 def picture_of(
     question: Question,  # The model asked about the images
     verdicts: Sequence[Verdict],  # From `decide`
@@ -540,7 +540,7 @@ def picture_of(
     titles = list(names[:2]) if len(names) >= 2 else None
     return show_maps(shown, {k: m.cpu() for k, m in columns.items()}, titles=titles, share="cell", clip=99.5)
 
-# %% ../nbs/11_decision.ipynb #2415f847
+# %% ../nbs/11_decision.ipynb #5f56b810
 _STYLE = (
     "body{font:16px sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
     "td,th{border:1px solid #999;padding:.3em .6em;text-align:left}img{max-width:100%}"
@@ -556,7 +556,7 @@ def _as_html(parts: Sequence[tuple[str, Any]]) -> str:
     head = f'<meta charset="utf-8"><title>Which explanation for which reader</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en">{head}\n<body>\n{body}\n</body></html>\n'
 
-# %% ../nbs/11_decision.ipynb #0ca3617d
+# %% ../nbs/11_decision.ipynb #2bbb1774
 def _html_part(kind: str, content: Any) -> str:
     "One part."
     if kind == "table":
@@ -573,7 +573,7 @@ def _html_part(kind: str, content: Any) -> str:
         )
     return f"<{kind}>{html.escape(content)}</{kind}>"
 
-# %% ../nbs/11_decision.ipynb #6d3284d1
+# %% ../nbs/11_decision.ipynb #513fdc74
 def _html_table(table: pd.DataFrame) -> str:
     "A table whose index is a column like the others."
     cell = lambda tag, text: f"<{tag}>{html.escape(str(text))}</{tag}>"
@@ -584,7 +584,7 @@ def _html_table(table: pd.DataFrame) -> str:
     ]
     return "<table>" + "".join(f"<tr>{r}</tr>" for r in [head, *rows]) + "</table>"
 
-# %% ../nbs/11_decision.ipynb #13a7557d
+# %% ../nbs/11_decision.ipynb #ca8fb28a
 def _as_markdown(parts: Sequence[tuple[str, Any]]) -> str:
     "The same as Markdown, without the pictures."
     lines = []

@@ -187,14 +187,14 @@ def _all_maps(a: Tensor, g: Tensor, abs_activations: bool) -> dict[str, Tensor]:
         negative_features=(a < 0).flatten(1).any(1),
     )
 
-# %% ../nbs/30_moram.ipynb #25d44503
+# %% ../nbs/30_moram.ipynb #ef9f26cd
 def _lost(g: Tensor, w: Tensor) -> Tensor:
     "Share of the energy of gradients (B K *S) that is not in their means (B K); 0 where there is none."
     energy = g.flatten(1).square().sum(1)
     kept = g[0, 0].numel() * w.square().sum(1)
     return torch.where(energy > 0, 1 - kept / energy.where(energy > 0, 1), 0).clamp(0, 1)
 
-# %% ../nbs/30_moram.ipynb #f3848940
+# %% ../nbs/30_moram.ipynb #7487a704
 def _doubts(results: Sequence[RegressionCAM], abs_activations: bool) -> list[str]:
     "What to warn of, from the maps themselves."
     doubts = []
@@ -217,7 +217,7 @@ def _doubts(results: Sequence[RegressionCAM], abs_activations: bool) -> list[str
             )
     return doubts
 
-# %% ../nbs/30_moram.ipynb #b9f7d8d7
+# %% ../nbs/30_moram.ipynb #63b043de
 Layer = str | nn.Module
 
 
@@ -235,7 +235,7 @@ def regression_cam(
     progress: str | bool | None = None,
 ) -> RegressionCAM: ...
 
-# %% ../nbs/30_moram.ipynb #6d4e53ab
+# %% ../nbs/30_moram.ipynb #91da98a4
 @overload
 def regression_cam(
     model: nn.Module,
@@ -250,7 +250,7 @@ def regression_cam(
     progress: str | bool | None = None,
 ) -> list[RegressionCAM]: ...
 
-# %% ../nbs/30_moram.ipynb #e5769b62
+# %% ../nbs/30_moram.ipynb #b0fa5735
 def regression_cam(
     model: nn.Module,  # Any module; left as found
     x: Tensor,  # Input, (B C *S), one to three spatial axes; raises NonFiniteError on NaN
@@ -285,7 +285,7 @@ def regression_cam(
         warnings.warn(doubt, stacklevel=2)
     return results if several else results[0]
 
-# %% ../nbs/30_moram.ipynb #5edafebd
+# %% ../nbs/30_moram.ipynb #fe7a224c
 def _check_input(model: nn.Module, x: Tensor) -> None:
     "Refuse what no layer can take."
     if not isinstance(model, nn.Module):
