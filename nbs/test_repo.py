@@ -58,23 +58,23 @@ LONG_CELLS = {  # Exported definitions that cannot be cut into cells of 25 lines
     "03_attribution": {"_LayerSearch"},
     "07_per_example": {"Outer", "_Window", "Coverage", "BatchGradients", "JoinedExamples", "Gram", "_Sums"},
     "08_lrp": {"_Engine", "_Shares", "Relevance", "_Watch"},
+    "09_spectrum": {"ExplanationGap"},
     "50_similarity": {"Neighbours"},
     "51_gradient_index": {"GradientIndex", "Sketch", "_Shard", "_Header"},
 }
 
 PENDING = {  # Rule -> what does not obey it yet. A listed one that obeys gives a warning: take it off
-    "width": {"clustering", "moram", "rlrp", "similarity",
-              "spectral", "trees"},
-    "plain": {"clustering", "moram", "rlrp", "similarity",
-              "spectral", "trees"},
-    "density": {"clustering", "moram", "rlrp", "similarity", "spectral", "trees"},
-    "exported cells": {"20_rlrp", "30_moram", "50_similarity", "60_trees", "61_clustering"},
-    "first call and figure": {"10_spectral", "20_rlrp", "30_moram", "50_similarity", "60_trees", "61_clustering"},
-    "visible imports": {"10_spectral",
-                        "20_rlrp", "30_moram", "60_trees", "61_clustering"},
-    "alt text": {"10_spectral", "30_moram", "50_similarity"},
-    "one home": {"METRICS", "explore", "similarity"},
-    "thumbnail": {"clustering", "moram", "rlrp", "similarity", "spectral", "trees"},
+    "width": {"clustering", "rlrp", "similarity",
+              "trees"},
+    "plain": {"clustering", "rlrp", "similarity",
+              "trees"},
+    "density": {"clustering", "rlrp", "similarity", "trees"},
+    "exported cells": {"20_rlrp", "50_similarity", "60_trees", "61_clustering"},
+    "first call and figure": {"20_rlrp", "50_similarity", "60_trees", "61_clustering"},
+    "visible imports": {"20_rlrp", "60_trees", "61_clustering"},
+    "alt text": {"50_similarity"},
+    "one home": {"METRICS", "similarity"},
+    "thumbnail": {"clustering", "rlrp", "similarity", "trees"},
 }
 
 

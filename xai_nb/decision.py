@@ -76,7 +76,7 @@ from xai_nb.spectrum import (
 
 from .viz import Picture, show_maps
 
-# %% ../nbs/11_decision.ipynb #9111fe03
+# %% ../nbs/11_decision.ipynb #2969358a
 USES = {"audit": 0.02, "internal": 0.10, "customer-facing": 0.25}
 
 
@@ -88,7 +88,7 @@ def cosine_floor(
         raise ValueError(f"max_gap is {max_gap}; expected 0 to 1")
     return math.sqrt(1 - max_gap)
 
-# %% ../nbs/11_decision.ipynb #eb6b132d
+# %% ../nbs/11_decision.ipynb #6c00e94c
 def default_families(
     x: Tensor,  # Images, (B C H W)
     kinks: bool = True,  # Whether the net has ReLU or max-pool
@@ -106,7 +106,7 @@ def default_families(
         (lowpass_family(), cutoffs),
     ]
 
-# %% ../nbs/11_decision.ipynb #a25459aa
+# %% ../nbs/11_decision.ipynb #3030a9c5
 def _checked_images(x: Tensor) -> Tensor:
     "A batch that intervals over images can be taken from."
     if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -118,7 +118,7 @@ def _checked_images(x: Tensor) -> Tensor:
         raise ValueError(f"{len(x)} images give no interval over images; pass at least 2, better 32 to 100")
     return check_finite("images", x)
 
-# %% ../nbs/11_decision.ipynb #f81d5d61
+# %% ../nbs/11_decision.ipynb #650a7742
 class Record:
     "Measurements made once, kept in a file if you name one, with a progress bar that counts passes."
 
@@ -128,7 +128,8 @@ class Record:
         fingerprint: str = "",  # Of the question; a file with another one is refused
         total: int = 0,  # Passes that are expected, for the bar; 0: no bar
     ):
-        self.path, self.fingerprint = path, fingerprint
+        self.path = path
+        self.fingerprint = fingerprint
         self.columns = _read_record(path, fingerprint)
         self.passes = 0  # Forward and backward passes that were made, image by image
         self.ticks = iter(progress(range(total), "passes") if total else ())
@@ -150,7 +151,7 @@ class Record:
             next(self.ticks, None)
         return summarise(self.columns[key], question.mode, family.scaled, question.seed)
 
-# %% ../nbs/11_decision.ipynb #bbfbb613
+# %% ../nbs/11_decision.ipynb #eae3e866
 def _read_record(path: str | Path | None, fingerprint: str) -> dict[str, dict[str, Tensor]]:
     "The measurements of a file; ValueError if it belongs to something else."
     if path is None or not Path(path).exists():
@@ -170,7 +171,7 @@ def _write_record(path: str | Path | None, fingerprint: str, columns: dict) -> N
         torch.save({"xai_nb": "decision", "fingerprint": fingerprint, "columns": columns}, part)
         part.replace(path)
 
-# %% ../nbs/11_decision.ipynb #116b82da
+# %% ../nbs/11_decision.ipynb #690951b6
 def fingerprint(
     question: Question,  # From `spectral.ask`
 ) -> str:  # Short text; the same for the same inputs, model and settings on one machine
@@ -180,7 +181,7 @@ def fingerprint(
     energy = float(q.gradient.double().square().sum())
     return f"{data.hexdigest()[:16]}, gradient {energy:.6g}, {type(q.f).__name__}, {q.mode}, seed {q.seed}"
 
-# %% ../nbs/11_decision.ipynb #1c120073
+# %% ../nbs/11_decision.ipynb #6cfeb7ad
 @dataclass(frozen=True)
 class Verdict:
     "What one reader is shown, and how well it keeps to the reader's limit."
@@ -204,7 +205,7 @@ class Verdict:
         "How much smoother the map is."
         return 0.0 if self.point is None else 1 - self.point.ef.value / self.gradient.value
 
-# %% ../nbs/11_decision.ipynb #40c370f9
+# %% ../nbs/11_decision.ipynb #657e6864
 def decision_table(
     verdicts: Sequence[Verdict],  # From `decide`
 ) -> pd.DataFrame:  # One row per reader, in words
@@ -226,7 +227,7 @@ def _row(v: Verdict) -> dict[str, str]:
         "cost": v.family.cost,
     }
 
-# %% ../nbs/11_decision.ipynb #bbf5ddb9
+# %% ../nbs/11_decision.ipynb #bfcd608f
 def decide(
     question: Question,  # From `spectral.ask`: the model asked about all images
     families: Sequence[tuple[Surrogate, Sequence[float]]],  # Families with their grids
@@ -249,7 +250,7 @@ def decide(
         _second_pass(question, maps, reader, limit, images, record, own) for reader, limit in uses.items()
     ]
 
-# %% ../nbs/11_decision.ipynb #9a275020
+# %% ../nbs/11_decision.ipynb #c49d6c0f
 def _spread(n: int, k: int) -> Tensor:
     "At most k of n rows, evenly spread."
     return torch.linspace(0, n - 1, min(n, max(2, k))).round().long().unique()
@@ -262,7 +263,7 @@ def summarise_gradient(
     own = compare_to_gradient(question.gradient, question.gradient, mode=question.mode, seed=question.seed)
     return own.ef
 
-# %% ../nbs/11_decision.ipynb #8ac95b08
+# %% ../nbs/11_decision.ipynb #33e992e4
 class _Coarse(NamedTuple):
     "What the first pass found of one family."
 
@@ -278,7 +279,7 @@ def _first_pass(question: Question, family: Surrogate, grid: Sequence[float], re
     points = [record.measure(question, family, v) for v in values]
     return _Coarse(family, values, points, family.filters)
 
-# %% ../nbs/11_decision.ipynb #dfe8535e
+# %% ../nbs/11_decision.ipynb #10e4c5f0
 def _candidate(found: _Coarse, limit: float, images: float) -> tuple[float, float] | None:
     "Where the limit should lie, by interpolation of logarithms, and EF over that of the gradient there."
     numbers = [held(p, images) for p in found.points]
@@ -288,7 +289,8 @@ def _candidate(found: _Coarse, limit: float, images: float) -> tuple[float, floa
         return None
     if bad == len(numbers):
         return found.values[-1], ratios[-1]
-    low, high = max(numbers[bad - 1], 1e-9), numbers[bad]
+    low = max(numbers[bad - 1], 1e-9)
+    high = numbers[bad]
     t = math.log(limit / low) / math.log(high / low) if high > low else 0.0
     between = lambda a, b: math.exp((1 - t) * math.log(a) + t * math.log(b))
     return between(*found.values[bad - 1 : bad + 1]), between(*ratios[bad - 1 : bad + 1])
@@ -301,7 +303,7 @@ def held(
     "The larger of two gaps: the upper end of the pooled one, and that of this share of single images."
     return max(point.shown_gap.high, gap_quantile(point, images))
 
-# %% ../nbs/11_decision.ipynb #4cf66c9f
+# %% ../nbs/11_decision.ipynb #365b0f9b
 def _second_pass(question, found, reader, limit, images, record, own) -> Verdict:
     "Measure the most promising settings on all images; the calmest that keeps the limit wins."
     best = Verdict(reader, limit, None, None, None, own)
@@ -314,11 +316,13 @@ def _second_pass(question, found, reader, limit, images, record, own) -> Verdict
             best = Verdict(reader, limit, f.family, *tried, own)
     return best
 
-# %% ../nbs/11_decision.ipynb #e5bb7695
+# %% ../nbs/11_decision.ipynb #17eee3ea
 def _settle(question, found, value, limit, images, record) -> tuple[float, ExplanationGap] | None:
-    "The smoothest setting near a candidate that keeps the limit on all images; None if there is none, or no gain."
-    family, good, bad = found.family, None, None
-    for _ in range(8 if family.filters else 5 if family.passes == 1 else 3):
+    "The smoothest setting near a candidate that keeps the limit on all images; None if there is no gain."
+    family = found.family
+    good = None
+    bad = None
+    for _ in range(3 if family.passes > 1 else 8):
         point = record.measure(question, family, value)
         number = held(point, images)
         if number <= limit:
@@ -337,7 +341,7 @@ def _next_try(family: Surrogate, value: float, number: float, limit: float, good
         return math.sqrt(good[0] * bad)
     return value * (0.97 * limit / max(number, 0.1 * limit)) ** (family.smoother * (0.3 if good else 1.0))
 
-# %% ../nbs/11_decision.ipynb #371347c0
+# %% ../nbs/11_decision.ipynb #5704ad4e
 @dataclass(frozen=True)
 class Decision:
     "The decision page and what stands on it."
@@ -349,7 +353,7 @@ class Decision:
     passes: int  # Forward and backward passes, image by image
     seconds: float  # Wall-clock time
 
-# %% ../nbs/11_decision.ipynb #71541bdc
+# %% ../nbs/11_decision.ipynb #1399bb4d
 def decision_page(
     model: nn.Module,  # The model that is asked
     x: Tensor,  # Its inputs, prepared, (B C H W); 32 to 100
@@ -389,7 +393,7 @@ def decision_page(
     spent = time.perf_counter() - start
     return Decision(tuple(verdicts), decision_table(verdicts), sentence(verdicts), text, record.passes, spent)
 
-# %% ../nbs/11_decision.ipynb #fbdb71e0
+# %% ../nbs/11_decision.ipynb #5af6affc
 def expected_passes(
     families: Sequence[tuple[Surrogate, Sequence[float]]],  # Families with their grids
     n: int,  # Images
@@ -413,7 +417,7 @@ def _check_page(x: Tensor, path: str | Path | None, uses: dict[str, float]) -> N
     if wrong or not uses:
         raise ValueError(f"uses holds {wrong or 'nothing'}; a limit on the gap is above 0 and at most 1")
 
-# %% ../nbs/11_decision.ipynb #3904f00f
+# %% ../nbs/11_decision.ipynb #5b5630a6
 def sentence(
     verdicts: Sequence[Verdict],  # From `decide`
 ) -> str:  # One sentence for the top of the page
@@ -432,7 +436,7 @@ def sentence(
         f"{100 * best.calmer:.0f} % smoother than the gradient.{tail}"
     )
 
-# %% ../nbs/11_decision.ipynb #9f2afe03
+# %% ../nbs/11_decision.ipynb #190be43d
 def _facts(name: str, q: Question, of: str, classes, names, passes: int) -> pd.DataFrame:
     "What was asked, of what, when."
     what = {"log_prob": "log-probability of the predicted class", "output": "the model's output"}[of]
@@ -449,23 +453,23 @@ def _facts(name: str, q: Question, of: str, classes, names, passes: int) -> pd.D
         rows["answers"] = "; ".join(said[:8]) + (" ..." if len(said) > 8 else "")
     return pd.DataFrame({"": rows})
 
-# %% ../nbs/11_decision.ipynb #ded59a51
+# %% ../nbs/11_decision.ipynb #bcea6db4
 _READING = (
-    "Smoothness is measured as expected frequency, the mean spatial frequency of a map. The gap is the squared "
-    "distance between the map that is shown and the model's own gradient, as a share of the squared gradient: "
-    "0 is faithful, a blank map has 1. Brackets are 95 % intervals over images. A map is chosen only if the upper "
-    "end of its interval and the gap of nine pictures in ten are within the limit. A small gap says that the map is "
-    "close to the gradient, not that the gradient is the right question."
+    "Smoothness is measured as expected frequency, the mean spatial frequency of a map. The gap is the "
+    "squared distance between the map that is shown and the model's own gradient, as a share of the squared "
+    "gradient: 0 is faithful, a blank map has 1. Brackets are 95 % intervals over images. A map is chosen "
+    "only if the upper end of its interval and the gap of nine pictures in ten are within the limit. A small "
+    "gap says that the map is close to the gradient, not that the gradient is the right question."
 )
 
 
 _LONG_TERM = (
-    "These are operating rules for the model as it is. If they leave no map that is smooth enough, change the "
-    "model: train it with smooth activations (`models.smooth`). Its gradient is then smooth by itself, and its gap "
-    "is 0."
+    "These are operating rules for the model as it is. If they leave no map that is smooth enough, change "
+    "the model: train it with smooth activations (`models.smooth`). Its gradient is then smooth by itself, "
+    "and its gap is 0."
 )
 
-# %% ../nbs/11_decision.ipynb #20783347
+# %% ../nbs/11_decision.ipynb #167843fe
 def _page_parts(verdicts, facts, pictures: Picture | None, after: str) -> list[tuple[str, Any]]:
     "What the page says, before it is Markdown or HTML: pairs of kind and content."
     parts = [
@@ -489,7 +493,7 @@ def _readers(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     ]
     return pd.DataFrame(rows, index=pd.Index([v.reader for v in verdicts], name="reader"))
 
-# %% ../nbs/11_decision.ipynb #45e34d77
+# %% ../nbs/11_decision.ipynb #eec78be0
 def _in_words(v: Verdict) -> str:
     "Pass or fail of one reader."
     floor = f"cosine at least {cosine_floor(v.limit):.3f} to the gradient"
@@ -506,7 +510,7 @@ def _in_words(v: Verdict) -> str:
         f"are over the limit. {100 * v.calmer:.0f} % smoother than the gradient."
     )
 
-# %% ../nbs/11_decision.ipynb #acf14937
+# %% ../nbs/11_decision.ipynb #41013e4b
 def _after(q: Question, model: nn.Module | None, of: str) -> str:
     "Smoothness of the gradient before and after regularisation."
     if model is None:
@@ -520,7 +524,7 @@ def _after(q: Question, model: nn.Module | None, of: str) -> str:
         f"({100 * (new.value / old.value - 1):+.0f} %), with gap 0 in both cases."
     )
 
-# %% ../nbs/11_decision.ipynb #df26b14b
+# %% ../nbs/11_decision.ipynb #a4b96fb5
 def picture_of(
     question: Question,  # The model asked about the images
     verdicts: Sequence[Verdict],  # From `decide`
@@ -540,7 +544,7 @@ def picture_of(
     titles = list(names[:2]) if len(names) >= 2 else None
     return show_maps(shown, {k: m.cpu() for k, m in columns.items()}, titles=titles, share="cell", clip=99.5)
 
-# %% ../nbs/11_decision.ipynb #5f56b810
+# %% ../nbs/11_decision.ipynb #ac2ccdfe
 _STYLE = (
     "body{font:16px sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
     "td,th{border:1px solid #999;padding:.3em .6em;text-align:left}img{max-width:100%}"
@@ -556,7 +560,7 @@ def _as_html(parts: Sequence[tuple[str, Any]]) -> str:
     head = f'<meta charset="utf-8"><title>Which explanation for which reader</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en">{head}\n<body>\n{body}\n</body></html>\n'
 
-# %% ../nbs/11_decision.ipynb #2bbb1774
+# %% ../nbs/11_decision.ipynb #ffd98602
 def _html_part(kind: str, content: Any) -> str:
     "One part."
     if kind == "table":
@@ -564,7 +568,8 @@ def _html_part(kind: str, content: Any) -> str:
     if kind == "png":
         data = content._repr_png_()
         data = data if isinstance(data, str) else base64.b64encode(data).decode()
-        return f'<img alt="Pictures, their gradient, the map for each reader" src="data:image/png;base64,{data}">'
+        alt = "Pictures, their gradient and the map for each reader"
+        return f'<img alt="{alt}" src="data:image/png;base64,{data}">'
     if kind == "sign":
         return (
             "<table>"
@@ -573,7 +578,7 @@ def _html_part(kind: str, content: Any) -> str:
         )
     return f"<{kind}>{html.escape(content)}</{kind}>"
 
-# %% ../nbs/11_decision.ipynb #513fdc74
+# %% ../nbs/11_decision.ipynb #064870a1
 def _html_table(table: pd.DataFrame) -> str:
     "A table whose index is a column like the others."
     cell = lambda tag, text: f"<{tag}>{html.escape(str(text))}</{tag}>"
@@ -584,7 +589,7 @@ def _html_table(table: pd.DataFrame) -> str:
     ]
     return "<table>" + "".join(f"<tr>{r}</tr>" for r in [head, *rows]) + "</table>"
 
-# %% ../nbs/11_decision.ipynb #ca8fb28a
+# %% ../nbs/11_decision.ipynb #e9cb49eb
 def _as_markdown(parts: Sequence[tuple[str, Any]]) -> str:
     "The same as Markdown, without the pictures."
     lines = []

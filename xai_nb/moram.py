@@ -77,10 +77,12 @@ def signed_parts(
     Tensor, Tensor
 ]:  # What pushes the output up and down, each (B *S); up - down is Grad-RAM, up + down is MoRAM
     "Split the evidence by direction."
-    up, down = weights.clamp(min=0), (-weights).clamp(min=0)
+    up = weights.clamp(min=0)
+    down = (-weights).clamp(min=0)
     if not abs_activations:
         return _mix(features, up), _mix(features, down)
-    plus, minus = features.clamp(min=0), (-features).clamp(min=0)
+    plus = features.clamp(min=0)
+    minus = (-features).clamp(min=0)
     return _mix(plus, up) + _mix(minus, down), _mix(plus, down) + _mix(minus, up)
 
 
@@ -126,7 +128,7 @@ class RegressionCAM:
     moram: Tensor  # Sum of the moduli
     positive: Tensor  # What pushes the output up
     negative: Tensor  # What pushes the output down; non-negative itself
-    pixelwise: Tensor  # Sum over channels of |gradient| |activation| at each position, for heads that are not GAP
+    pixelwise: Tensor  # Sum over channels of |gradient| |activation|, per position, for heads without GAP
     activation_sum: Tensor  # Unweighted sum over channels: the baseline to beat
     cancellation: Tensor  # Share of the evidence that cancels, (B,), 0 to 1
     gradient_lost: (
@@ -211,8 +213,8 @@ def _doubts(results: Sequence[RegressionCAM], abs_activations: bool) -> list[str
             )
         elif bool((r.untouched > 0.5).any()):
             doubts.append(
-                f"the output does not depend on up to {float(r.untouched.max()):.0%} of the positions of layer "
-                f"{r.layer!r}: the target is local, and a mean gradient marks places that cannot matter; "
+                f"the output does not depend on up to {float(r.untouched.max()):.0%} of the positions of "
+                f"layer {r.layer!r}: the target is local; a mean gradient marks places that cannot matter; "
                 "read .pixelwise"
             )
     return doubts
@@ -329,7 +331,7 @@ def _explain(
             if len(_features(one.detach(), name, x.ndim, reshape)) != len(x):
                 raise ValueError(
                     f"layer {name!r} has {len(one)} examples for {len(x)} inputs of shape {tuple(x.shape)}: "
-                    "the model folds an axis into the batch; fold it yourself and pass the examples one by one"
+                    "the model folds an axis into the batch; fold it yourself and pass single examples"
                 )
         y = resolve_target(output, target, strict=True)
         if len(y) != len(x):
@@ -380,10 +382,8 @@ def find_gap_head(
     _check_input(model, x)
     layer = spatial_layer(model, x)
     output, a = capture(model, x, layer)
-    y, pooled = (
-        check_finite("the output of the model", unwrap_output(output).detach()),
-        a.detach().flatten(2).mean(2),
-    )
+    y = check_finite("the output of the model", unwrap_output(output).detach())
+    pooled = a.detach().flatten(2).mean(2)
     heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features == pooled.shape[1]]
     for head in heads[::-1]:
         with torch.no_grad():

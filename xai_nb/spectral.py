@@ -192,9 +192,11 @@ def measure(
     value: Any,  # Of its knob
 ) -> tuple[ExplanationGap, Tensor]:  # The numbers, and the maps (B *S) as they are shown
     "One setting of one family, with the question's own noise."
-    q, s = question, surrogate
+    q = question
+    s = surrogate
     if s.filters:
-        first, second = s.explain(q.gradient, value), None
+        first = s.explain(q.gradient, value)
+        second = None
     else:
         draw = lambda **noise: s.explain(q.f, q.x, q.target, value, batch_size=q.batch_size, **noise)
         halves = (
@@ -438,13 +440,18 @@ def _bisect(trade: TradeOff, limit: _Limit, evaluations: int) -> Choice:
     bad = next((i for i, t in enumerate(known) if t.number > limit.limit), None)
     if bad in (None, 0):
         return _chosen(trade, known[-1 if bad is None else 0].value, limit, 0)
-    left, right, used = known[bad - 1], known[bad], 0
+    left = known[bad - 1]
+    right = known[bad]
+    used = 0
     while used < evaluations and right.place - left.place > 0.005:
         place = _guess(left, right, limit, first=used == 0)
         value = math.exp(sign * place)
         tried = _Tried(place, value, limit.number(trade.evaluate(value)))
         used += 1
-        left, right = (tried, right) if tried.number <= limit.limit else (left, tried)
+        if tried.number <= limit.limit:
+            left = tried
+        else:
+            right = tried
     return _chosen(trade, left.value, limit, used)
 
 # %% ../nbs/10_spectral.ipynb #7b1a0bc8
@@ -463,14 +470,16 @@ def predict_gap(
     at: int = 0,  # Index of the one measurement that the prediction starts from
 ) -> pd.DataFrame:  # predicted, low, high; measured and relative_error where the grid has the value
     "Forecast the gap at other settings from one measurement and the law `gap ~ value ** exponent`."
-    law, knob = trade.surrogate.exponent, trade.surrogate.knob
+    law = trade.surrogate.exponent
+    knob = trade.surrogate.knob
     if law is None:
         raise ValueError(
             f"no power law is known for {trade.surrogate.name}; measure it, or see `lowpass_family`"
         )
     if not -len(trade.values) <= at < len(trade.values):
         raise ValueError(f"at is {at}, but the grid has {len(trade.values)} values")
-    start, gap = trade.values[at], trade.points[at].relative_gap
+    start = trade.values[at]
+    gap = trade.points[at].relative_gap
     values = trade.values if values is None else [check_positive(knob, v) for v in values]
     known = dict(zip(trade.values, gaps(trade)))
     rows = [_forecast(gap, v / start, law) | {"measured": known.get(v, math.nan)} for v in values]
@@ -543,7 +552,8 @@ def save_trade_offs(
     "Keep what was measured."
     families = []
     for t in trades:
-        s, first = t.surrogate, t.points[0]
+        s = t.surrogate
+        first = t.points[0]
         family = {
             k: getattr(s, k)
             for k in ("name", "knob", "smoother", "exponent", "halves", "scaled", "filters", "passes")
