@@ -131,3 +131,27 @@ def test_series_and_volumes():
         trade = trade_off(net, x, lowpass_family(), [0.2, 0.35])
         assert shown_gaps(trade)[0] > shown_gaps(trade)[1] > 0
         assert 0 < trade_off(net, x, smoothgrad_family(2), [0.2]).points[0].shown_gap.value
+
+
+def test_a_family_that_a_model_does_not_allow_is_left_out(x):
+    "A linear model has nothing to smooth: the page says so and goes on."
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(256, 3)).double()
+    page = decision_page(plain, x, families=[(softplus_family("backward"), [2.0]), (lowpass_family(), [0.3, 0.5])])
+    assert "Left out: smooth activation" in page.text and "in Sequential" in page.text
+    refused("no family could be measured", lambda: decision_page(plain, x, families=[(softplus_family("backward"), [2.0])]))
+
+
+def test_outputs_in_a_dict(x):
+    "The cure is named, and works."
+
+    class Dict(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = toy()
+
+        def forward(self, x):
+            return {"logits": self.net(x)}
+
+    refused("of='output'", lambda: trade_off(Dict(), x, lowpass_family(), [0.3]), TypeError)
+    by_hand = trade_off(Dict(), x, lowpass_family(), [0.3], lambda out: out["logits"][:, 1], of="output")
+    assert shown_gaps(by_hand) == shown_gaps(trade_off(toy(), x, lowpass_family(), [0.3], 1, of="output"))

@@ -118,7 +118,7 @@ def _checked_images(x: Tensor) -> Tensor:
         raise ValueError(f"{len(x)} images give no interval over images; pass at least 2, better 32 to 100")
     return check_finite("images", x)
 
-# %% ../nbs/11_decision.ipynb #650a7742
+# %% ../nbs/11_decision.ipynb #1605213b
 class Record:
     "Measurements made once, kept in a file if you name one, with a progress bar that counts passes."
 
@@ -131,6 +131,7 @@ class Record:
         self.path = path
         self.fingerprint = fingerprint
         self.columns = _read_record(path, fingerprint)
+        self.left_out: list[str] = []  # Families that this model does not allow, and why
         self.passes = 0  # Forward and backward passes that were made, image by image
         self.ticks = iter(progress(range(total), "passes") if total else ())
 
@@ -227,7 +228,7 @@ def _row(v: Verdict) -> dict[str, str]:
         "cost": v.family.cost,
     }
 
-# %% ../nbs/11_decision.ipynb #bfcd608f
+# %% ../nbs/11_decision.ipynb #07d6742a
 def decide(
     question: Question,  # From `spectral.ask`: the model asked about all images
     families: Sequence[tuple[Surrogate, Sequence[float]]],  # Families with their grids
@@ -242,15 +243,20 @@ def decide(
         raise ValueError("no family was given; see default_families")
     record = record or Record()
     few = question.part(_spread(len(question.x), coarse))
-    maps = [
-        _first_pass(question if family.filters else few, family, grid, record) for family, grid in families
-    ]
+    maps = []
+    for family, grid in families:
+        try:
+            maps.append(_first_pass(question if family.filters else few, family, grid, record))
+        except (ValueError, NotImplementedError) as e:
+            record.left_out.append(f"{family.name}: {e}")
+    if not maps:
+        raise ValueError(f"no family could be measured: {'; '.join(record.left_out)}")
     own = summarise_gradient(question)
     return [
         _second_pass(question, maps, reader, limit, images, record, own) for reader, limit in uses.items()
     ]
 
-# %% ../nbs/11_decision.ipynb #c49d6c0f
+# %% ../nbs/11_decision.ipynb #516000ff
 def _spread(n: int, k: int) -> Tensor:
     "At most k of n rows, evenly spread."
     return torch.linspace(0, n - 1, min(n, max(2, k))).round().long().unique()
@@ -341,7 +347,7 @@ def _next_try(family: Surrogate, value: float, number: float, limit: float, good
         return math.sqrt(good[0] * bad)
     return value * (0.97 * limit / max(number, 0.1 * limit)) ** (family.smoother * (0.3 if good else 1.0))
 
-# %% ../nbs/11_decision.ipynb #5704ad4e
+# %% ../nbs/11_decision.ipynb #9ed0286d
 @dataclass(frozen=True)
 class Decision:
     "The decision page and what stands on it."
@@ -353,7 +359,7 @@ class Decision:
     passes: int  # Forward and backward passes, image by image
     seconds: float  # Wall-clock time
 
-# %% ../nbs/11_decision.ipynb #1399bb4d
+# %% ../nbs/11_decision.ipynb #6b773280
 def decision_page(
     model: nn.Module,  # The model that is asked
     x: Tensor,  # Its inputs, prepared, (B C H W); 32 to 100
@@ -384,9 +390,8 @@ def decision_page(
     record = Record(measurements, fingerprint(question), total)
     verdicts = decide(question, families, uses, coarse=coarse, record=record)
     facts = _facts(model_name or type(model).__name__, question, of, classes, names, record.passes)
-    parts = _page_parts(
-        verdicts, facts, picture_of(question, verdicts, pictures, names), _after(question, after, of)
-    )
+    drawn = picture_of(question, verdicts, pictures, names)
+    parts = _page_parts(verdicts, facts, drawn, _after(question, after, of), record.left_out)
     text = _as_markdown(parts) if path is not None and Path(path).suffix == ".md" else _as_html(parts)
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")
@@ -453,7 +458,7 @@ def _facts(name: str, q: Question, of: str, classes, names, passes: int) -> pd.D
         rows["answers"] = "; ".join(said[:8]) + (" ..." if len(said) > 8 else "")
     return pd.DataFrame({"": rows})
 
-# %% ../nbs/11_decision.ipynb #bcea6db4
+# %% ../nbs/11_decision.ipynb #63d5e21f
 _READING = (
     "Smoothness is measured as expected frequency, the mean spatial frequency of a map. The gap is the "
     "squared distance between the map that is shown and the model's own gradient, as a share of the squared "
@@ -469,8 +474,10 @@ _LONG_TERM = (
     "and its gap is 0."
 )
 
-# %% ../nbs/11_decision.ipynb #167843fe
-def _page_parts(verdicts, facts, pictures: Picture | None, after: str) -> list[tuple[str, Any]]:
+# %% ../nbs/11_decision.ipynb #1b6f28b7
+def _page_parts(
+    verdicts, facts, pictures: Picture | None, after: str, left_out: list[str]
+) -> list[tuple[str, Any]]:
     "What the page says, before it is Markdown or HTML: pairs of kind and content."
     parts = [
         ("h1", "Which explanation for which reader"),
@@ -481,10 +488,11 @@ def _page_parts(verdicts, facts, pictures: Picture | None, after: str) -> list[t
         parts += [("h2", "What they look like"), ("png", pictures)]
     parts += [("h2", "Each reader in words"), *[("p", _in_words(v)) for v in verdicts]]
     parts += [("h2", "In the long term"), ("p", _LONG_TERM), *([("p", after)] if after else [])]
-    parts += [("h2", "What was measured"), ("table", facts), ("p", _READING), ("h2", "Approved")]
-    return parts + [("sign", "")]
+    parts += [("h2", "What was measured"), ("table", facts), ("p", _READING)]
+    parts += [("p", f"Left out: {reason}") for reason in left_out]
+    return parts + [("h2", "Approved"), ("sign", "")]
 
-
+# %% ../nbs/11_decision.ipynb #3cbadcc0
 def _readers(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     "The table of the first screen."
     rows = [

@@ -7,9 +7,9 @@ __all__ = ['Explainer', 'is_constant', 'radial_spectrum', 'expected_frequency', 
            'channel_sum', 'LogProbability', 'explained', 'fixed_target', 'ExplanationGap', 'gap_quantile', 'share_over',
            'gap_row', 'summarise', 'explanation_gap', 'compare_to_gradient']
 
-# %% ../nbs/09_spectrum.ipynb #4667fce6
+# %% ../nbs/09_spectrum.ipynb #35a19c9b
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -266,7 +266,7 @@ def channel_sum(
         )
     return attribution.sum(1)
 
-# %% ../nbs/09_spectrum.ipynb #f97b31db
+# %% ../nbs/09_spectrum.ipynb #e015db1b
 class LogProbability(nn.Module):
     "A classifier that returns log-probabilities; a model with one output is left as it is."
 
@@ -282,7 +282,13 @@ class LogProbability(nn.Module):
         x: Tensor,  # Images, (B C H W)
     ) -> Tensor:  # Log-probabilities (B K), or the model's single output
         "Log-softmax over classes."
-        out = unwrap_output(self.model(x))
+        out = self.model(x)
+        if isinstance(out, Mapping):
+            raise TypeError(
+                f"the model returns a dict with {', '.join(map(repr, out))}; pass of='output' and a callable "
+                f"target, for example lambda out: out[{next(iter(out))!r}][:, 0]"
+            )
+        out = unwrap_output(out)
         return out.log_softmax(1) if out.ndim == 2 and out.shape[1] > 1 else out
 
 # %% ../nbs/09_spectrum.ipynb #f2ea4921
