@@ -69,6 +69,7 @@ LONG_CELLS = {  # Exported definitions that cannot be cut into cells of 25 lines
     "08_lrp": {"_Engine", "_Shares", "Relevance", "_Watch"},
     "09_representations": {"_Sums", "StreamingCKA", "Features", "SimilarityMonitor"},
     "09_stress": {"Swap", "_Site", "HotSwapper"},
+    "09_spectrum": {"ExplanationGap"},
     "50_similarity": {"Neighbours"},
     "51_gradient_index": {"GradientIndex", "Sketch", "_Shard", "_Header"},
 }
