@@ -6,8 +6,11 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
+import tarfile
+import warnings
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -29,7 +32,59 @@ TOPICS = [page for page in PAGES if re.match(r"[1-8]\d_", page.name)]
 MODULES = sorted(path.stem for path in LIB.glob("*.py") if path.name[0] != "_")
 HEADS = ["What it claims", "Smallest example by hand", "The method", "It obeys its laws", "The figure you came for",
          "Against the alternatives", "Where it fails", "At paper scale"]
-BUILDS_ON = {"bilevel": {"hypergrad"}}  # the one topic that stands on another
+BUILDS_ON = {"bilevel": {"hypergrad"}, "decision": {"spectral"}, "gradient_index": {"similarity"}}  # the topics that stand on another
+
+# --- what a page or module may differ in; everything here is named, and meant to shrink ---
+
+MAIN = {  # What a topic page is about: its first live call stands by cell 15. Several names: any of them
+    "10_spectral": ["trade_off"],
+    "11_decision": ["decision_page"],
+    "20_rlrp": ["rlrp"],
+    "30_moram": ["regression_cam"],
+    "40_akp": ["family_report", "train_family"],
+    "50_similarity": ["gradient_cosine"],
+    "51_gradient_index": ["GradientIndex"],
+    "60_trees": ["StableTreeClassifier"],
+    "61_clustering": ["StableHierarchicalClustering"],
+    "70_hypergrad": ["hypergrad"],
+    "71_bilevel": ["bilevel"],
+    "80_fairwashing": ["fairwash_front"],
+    "85_correction": ["drift"],
+}
+
+LONG_CELLS = {  # Exported definitions that cannot be cut into cells of 25 lines
+    "07_per_example": {"Outer", "_Window", "Coverage", "BatchGradients", "JoinedExamples", "Gram", "_Sums"},
+    "08_lrp": {"_Engine", "_Shares", "Relevance", "_Watch"},
+    "50_similarity": {"Neighbours"},
+    "51_gradient_index": {"GradientIndex", "Sketch", "_Shard", "_Header"},
+}
+
+PENDING = {  # Rule -> what does not obey it yet. A listed one that obeys gives a warning: take it off
+    "width": {"attribution", "clustering", "core", "data", "metrics", "models", "moram", "rlrp", "similarity",
+              "spectral", "trees", "viz"},
+    "plain": {"attribution", "clustering", "core", "data", "metrics", "models", "moram", "rlrp", "similarity",
+              "spectral", "trees", "viz"},
+    "density": {"clustering", "data", "metrics", "models", "moram", "rlrp", "similarity", "spectral", "trees", "viz"},
+    "exported cells": {"00_core", "01_data", "02_models", "03_attribution", "04_metrics", "05_viz",
+                       "20_rlrp", "30_moram", "50_similarity", "60_trees", "61_clustering"},
+    "first call and figure": {"10_spectral", "20_rlrp", "30_moram", "50_similarity", "60_trees", "61_clustering"},
+    "visible imports": {"01_data", "02_models", "03_attribution", "04_metrics", "05_viz", "10_spectral",
+                        "20_rlrp", "30_moram", "60_trees", "61_clustering"},
+    "alt text": {"01_data", "05_viz", "10_spectral", "30_moram", "50_similarity"},
+    "one home": {"METRICS", "explore", "similarity"},
+    "thumbnail": {"clustering", "moram", "rlrp", "similarity", "spectral", "trees"},
+}
+
+
+def obeys(rule, name, faults):
+    "Fail on the faults, unless the rule is still pending for this page or module."
+    if name not in PENDING[rule]:
+        assert not faults, f"{rule}:\n" + "\n".join(map(str, faults))
+    elif faults:
+        pytest.xfail(f"{rule}: {name} is still in PENDING")
+    else:
+        warnings.warn(f"{rule}: {name} obeys now, take it off PENDING", pytest.PytestWarning)
+
 
 
 def git_status():
@@ -126,27 +181,120 @@ def imports(path):
             yield from [base] if node.module else ("." + alias.name for alias in node.names)
 
 
-@each([LIB / f"{name}.py" for name in MODULES])
+ALL_MODULES = each([LIB / f"{name}.py" for name in MODULES])
+
+
+@ALL_MODULES
 def test_module(path):
-    "No fastcore, no topic inside a topic, no name that pytest would collect, no function over 25 lines."
+    "No fastcore, no topic inside a topic, no name that pytest would collect, no function over 30 lines."
     topics = {page.stem[3:] for page in TOPICS}
-    used = {name.replace("xai_nb.", ".").split(".")[1] if name[0] == "." or name.startswith("xai_nb.") else name for name in imports(path)}
-    foreign = (used & topics) - {path.stem} - BUILDS_ON.get(path.stem, set()) if path.stem in topics else set()
+    used = {home_of(name) for name in imports(path)}
+    allowed = {path.stem} | BUILDS_ON.get(path.stem, set())
+    foreign = (used & topics) - allowed if path.stem in topics else set()
     assert not foreign, f"topic {path.stem} imports topics {foreign}"
-    assert not any(name.split(".")[0] == "fastcore" for name in used), "exported code imports fastcore"
-    functions = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    assert "fastcore" not in {name.split(".")[0] for name in used}, "exported code imports fastcore"
+    functions = functions_of(path)
     assert not [f.name for f in functions if f.name.startswith("test_")]
-    long = {f.name: lines for f in functions if (lines := body_lines(f)) > 25}
-    assert not long, f"functions over 25 lines: {long}"
+    long = {f.name: lines for f in functions if (lines := body_lines(f)) > 30}
+    assert not long, f"functions over 30 lines: {long}"
+
+
+def home_of(name):
+    "The module that a dotted import means: `rlrp` for `.rlrp` and `xai_nb.rlrp`; a foreign name as it is."
+    inside = name.startswith((".", "xai_nb."))
+    return name.replace("xai_nb.", ".").split(".")[1] if inside else name
+
+
+def module_tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def functions_of(path):
+    "Every function and method of a module."
+    return [node for node in ast.walk(module_tree(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def body_of(function):
+    "The statements after the docstring."
+    return function.body[1:] if ast.get_docstring(function) else function.body
 
 
 def body_lines(function):
     "Lines of a function from the first statement after its docstring."
-    body = function.body[1:] if ast.get_docstring(function) else function.body
+    body = body_of(function)
     return function.end_lineno - body[0].lineno + 1 if body else 0
 
 
-@each([LIB / f"{name}.py" for name in MODULES])
+@ALL_MODULES
+def test_width(path):
+    "Width is length: at most 110 columns."
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("# %% ../nbs"))  # above it stands what nbdev writes
+    wide = [f"line {n}: {len(line)} columns" for n, line in enumerate(lines[first:], first + 1) if len(line) > 110]
+    obeys("width", path.stem, wide)
+
+
+@ALL_MODULES
+def test_density(path):
+    "The median function has at most 20 syntax nodes a line."
+    density = [sum(len(list(ast.walk(node))) for node in body_of(f)) / lines for f in functions_of(path) if (lines := body_lines(f))]
+    middle = statistics.median(density or [0])
+    obeys("density", path.stem, [f"{middle:.1f} syntax nodes a line, at most 20"] * (middle > 20))
+
+
+@ALL_MODULES
+def test_one_action_a_line(path):
+    "No second statement in a line, no conditional expression in another, no tuple assigned to a tuple but for a swap."
+    obeys("plain", path.stem, [f"line {node.lineno}: {fault}" for node, fault in crowded(module_tree(path))])
+
+
+def crowded(tree):
+    "Nodes that do two things at once."
+    lines = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.stmt) and not is_ellipsis(node):
+            if node.lineno in lines and not isinstance(lines[node.lineno], ast.Module):
+                yield node, "two statements in one line"
+            lines[node.lineno] = node
+        if isinstance(node, ast.IfExp) and any(isinstance(part, ast.IfExp) for part in (node.body, node.orelse, node.test)):
+            yield node, "a conditional expression inside another"
+        if isinstance(node, ast.Assign) and is_pair(node.value) and is_pair(node.targets[0]) and not is_swap(node):
+            yield node, "a tuple assigned to a tuple"
+
+
+def is_ellipsis(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and node.value.value is ...
+
+
+def is_pair(node):
+    return isinstance(node, ast.Tuple) and not any(isinstance(part, ast.Starred) for part in node.elts)
+
+
+def is_swap(node):
+    "`a, b = b, a` and the like: what is assigned is made of what is assigned to."
+    names = [{part.id for part in ast.walk(side) if isinstance(part, ast.Name)} for side in (node.targets[0], node.value)]
+    return bool(names[0] & names[1])
+
+
+def test_a_name_has_one_home():
+    "No two modules export one name."
+    homes = {}
+    for name in MODULES:
+        exported = next(node.value for node in module_tree(LIB / f"{name}.py").body if is_all(node))
+        for symbol in ast.literal_eval(exported):
+            homes.setdefault(symbol, []).append(name)
+    twice = {symbol: modules for symbol, modules in homes.items() if len(modules) > 1}
+    found = [f"{symbol}: {modules}" for symbol, modules in twice.items() if symbol not in PENDING["one home"]]
+    assert not found, "\n".join(found)
+    if cured := PENDING["one home"] - twice.keys():
+        warnings.warn(f"one home: take off PENDING {cured}", pytest.PytestWarning)
+
+
+def is_all(node):
+    return isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+
+
+@ALL_MODULES
 def test_every_parameter_is_documented(path):
     "Each parameter, return and field of a public symbol has an annotation and a comment."
     symbols = importlib.import_module("xai_nb._modidx").d["syms"].get(f"xai_nb.{path.stem}", {})
@@ -168,6 +316,7 @@ def gaps(module, name):
         thing = inspect.getattr_static(thing, part)
     if isinstance(thing, (staticmethod, classmethod)):
         thing = thing.__func__
+    thing = inspect.unwrap(thing) if callable(thing) else thing
     if inspect.isclass(thing) and not is_dataclass(thing) or not callable(thing):
         return []  # what a plain class takes stands at its __init__, a symbol of its own
     signature = inspect.signature(thing)
@@ -208,11 +357,11 @@ def text_of(out):
 
 @each(PAGES)
 def test_outputs_are_fit_to_publish(path):
-    "No error, no stderr, no widget, no path of somebody's machine, figures up to 300 kB, the page up to 1 MB."
+    "No error, no stderr, no widget, no path of somebody's machine, figures up to 350 kB, the page up to 1.5 MB."
     bad = [f"cell {n}: {fault}" for n, out in outputs(path) for fault in faults(out)]
     bad += [f"cell {n}: a path of one machine" for n, cell in cells(path) + cells(path, "markdown") if PATHS.search(cell.source)]
     assert not bad, "\n".join(bad)
-    assert path.stat().st_size <= 1_000_000, f"{path.stat().st_size / 1e6:.1f} MB"
+    assert path.stat().st_size <= 1_500_000, f"{path.stat().st_size / 1e6:.1f} MB"
 
 
 def faults(out):
@@ -225,7 +374,7 @@ def faults(out):
         yield "a path of one machine"
     for kind, value in out.get("data", {}).items():
         size = len("".join(value)) * (0.75 if not kind.endswith("svg+xml") else 1)
-        if kind.startswith("image/") and size > 300_000:
+        if kind.startswith("image/") and size > 350_000:
             yield f"a figure of {size / 1000:.0f} kB"
 
 
@@ -257,6 +406,57 @@ def test_page_head(path):
     assert re.match(r"# \S.*\n+> \S", "".join(first["source"])), "expected '# Title' and '> one-line subtitle'"
 
 
+@each(PAGES)
+def test_exported_cells(path):
+    "An exported cell has at most 25 lines; a signature counts as one, whatever its number of parameters."
+    long = [(n, names, lines) for n, cell in cells(path) if is_exported(cell) and (lines := cell_lines(cell)) > 25
+            if not (names := defined(cell)) & LONG_CELLS.get(path.stem, set())]
+    obeys("exported cells", path.stem, [f"cell {n} has {lines} lines: {', '.join(names)}" for n, names, lines in long])
+
+
+def defined(cell):
+    "Names of the functions and classes that a cell defines."
+    return {node.name for node in tree(cell).body if hasattr(node, "name")}
+
+
+def cell_lines(cell):
+    "Lines of code in a cell, without flags and blank lines, each signature as one line."
+    lines = {n for n, line in enumerate(cell.source.splitlines(), 1) if line.strip() and not line.startswith("#|")}
+    for node in ast.walk(tree(cell)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines -= set(range(node.lineno + 1, node.body[0].lineno))
+    return len(lines)
+
+
+@each(PAGES)
+def test_visible_imports(path):
+    "What a visible cell uses of this package, a visible cell imports: a copied cell runs."
+    hidden = {name for _, cell in cells(path) if "hide" in (cell.directives_ or {}) for name in own_imports(cell)}
+    used = [f"cell {n} uses {', '.join(sorted(names))}" for n, cell in cells(path) if "hide" not in (cell.directives_ or {})
+            if (names := hidden & {node.id for node in ast.walk(tree(cell)) if isinstance(node, ast.Name)})]
+    obeys("visible imports", path.stem, used)
+
+
+def own_imports(cell):
+    "Names that a cell imports from this package."
+    for node in ast.walk(tree(cell)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "xai_nb":
+            yield from (alias.asname or alias.name for alias in node.names)
+
+
+@each(PAGES)
+def test_alt_text(path):
+    "Every figure has a text for those who do not see it, and a caption."
+    drawn = {n: cell for n, cell in cells(path) if any(is_drawing(out) for out in cell.outputs)}
+    lacking = [f"cell {n} has no {flag}" for n, cell in drawn.items() for flag in ("fig-alt:", "fig-cap:")
+               if flag not in cell.directives_ and "hide" not in cell.directives_]
+    obeys("alt text", path.stem, lacking)
+
+
+def is_drawing(out):
+    return any(kind.startswith("image/") for kind in out.get("data", {}))
+
+
 @each(TOPICS)
 def test_topic_page(path):
     "The eight heads in order, and exactly one `scale(` cell, which is volatile."
@@ -267,8 +467,32 @@ def test_topic_page(path):
     assert "volatile" in scaled[0].directives_, "the run card differs between machines: flag its cell `#| volatile`"
 
 
+@each(TOPICS)
+def test_the_product_comes_first(path):
+    "By cell 15 (counted from 0) the page has called what it is about, live, and shown a figure."
+    assert path.stem in MAIN, f"name in MAIN what {path.stem} is about"
+    called = [n - 1 for n, cell in cells(path) if is_live(cell) and any(uses(cell, name) for name in MAIN[path.stem])]
+    drawn = [n - 1 for n, cell in cells(path) if any(is_drawing(out) for out in cell.outputs)]
+    late = [f"first {what} in cell {min(found, default=None)}, cell 15 at the latest"
+            for what, found in [(f"live call of {MAIN[path.stem]}", called), ("figure", drawn)] if min(found, default=99) > 15]
+    obeys("first call and figure", path.stem, late)
+
+
+def is_live(cell):
+    "Whether a cell runs in a quick run and exports nothing."
+    skipped = set(SETTINGS["tst_flags"].split())
+    return not is_exported(cell) and not skipped & (cell.directives_ or {}).keys()
+
+
 def calls(cell, name):
-    return any(isinstance(node, ast.Call) and getattr(node.func, "id", "") == name for node in ast.walk(tree(cell)))
+    "Whether a cell calls a function of this name."
+    return any(getattr(node.func, "id", "") == name for node in ast.walk(tree(cell)) if isinstance(node, ast.Call))
+
+
+def uses(cell, name):
+    "Whether a cell calls a function or class of this name, or a method of the class."
+    functions = [node.func for node in ast.walk(tree(cell)) if isinstance(node, ast.Call)]
+    return calls(cell, name) or any(getattr(getattr(f, "value", None), "id", "") == name for f in functions)
 
 
 # --- the site, the README, the requirements ---
@@ -312,6 +536,41 @@ def test_index():
     assert not [link for link in links if not link.startswith("https://")]
     assert not [page.stem for page in TOPICS if f"{SETTINGS['doc_host']}{SETTINGS['doc_baseurl']}/{page.stem[3:]}.html" not in links]
     assert not [n for n, out in outputs(page) for kind in out.get("data", {}) if kind.startswith("image/")]
+
+
+@pytest.mark.parametrize("name", [page.stem[3:] for page in TOPICS])
+def test_thumbnail(name):
+    "The landing page shows a picture of each topic, which a cell of its page has written."
+    text = "".join(cell.source for _, cell in cells(NBS / "index.ipynb", "markdown"))
+    faults = [f"nbs/images/{name}.png is missing"] * (not (NBS / "images" / f"{name}.png").is_file())
+    faults += ["the table of index.ipynb does not show it"] * (f"/images/{name}.png" not in text)
+    obeys("thumbnail", name, faults)
+
+
+def test_hooks_leave_a_clean_tree():
+    "The line that `nbdev_install_hooks` would add to .gitattributes is there, and its .gitconfig is ignored."
+    assert "\n*.ipynb merge=nbdev-merge\n" in (ROOT / ".gitattributes").read_text(encoding="utf-8")
+    assert ".gitconfig" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+
+
+def test_source_distribution(tmp_path):
+    "The sdist holds what setup.py reads, the modules, and neither pages nor weights."
+    kept = ["setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "constraints.txt"]
+    for name in kept:
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(LIB, tmp_path / LIB.name, ignore=shutil.ignore_patterns("__pycache__"))
+    python("setup.py", "-q", "sdist", folder=tmp_path)
+    with tarfile.open(next((tmp_path / "dist").glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {*kept, f"{LIB.name}/core.py", f"{LIB.name}/py.typed"} <= names
+    assert not [name for name in names if name.endswith((".ipynb", ".png", ".jpg", ".pth", ".pt"))]
+
+
+def test_version_is_the_same_everywhere():
+    "settings.ini, the package and CITATION.cff name one version."
+    version = SETTINGS["version"]
+    assert f'__version__ = "{version}"' in (LIB / "__init__.py").read_text(encoding="utf-8")
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == version
 
 
 def test_constraints_pin_every_requirement():

@@ -22,7 +22,8 @@ __all__ = ['lazy_module', 'LayerError', 'NonFiniteError', 'DataNotFound', 'Unsup
            'current_scale', 'best_device', 'versions', 'device_name', 'scale', 'seed_all', 'splitmix64', 'hash_key',
            'keyed_uniform', 'row_keys', 'model_lock', 'eval_mode', 'unwrap_output', 'resolve_target', 'check_target',
            'tensors_in', 'call_model', 'uncompiled', 'find_layer', 'capture', 'watch_calls', 'progress', 'in_chunks',
-           'cut_rows', 'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result', 'load_results']
+           'cut_rows', 'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result', 'load_results',
+           'check_positive']
 
 # %% ../nbs/00_core.ipynb #b924d6f2
 class _LazyModule:
@@ -340,9 +341,7 @@ def _wrong_output(y: torch.Tensor) -> str:
 def check_target(
     target: Target,  # As the user gave it
     n: int,  # Number of examples
-) -> (
-    Target
-):  # A sequence or array as a tensor (n,), to be cut with its batch; an index, a callable or None as it is
+) -> Target:  # A sequence or array as a tensor (n,), to be cut like the batch; anything else as it is
     "What to do with a target before a batch is cut: afterwards nobody sees that its length was wrong."
     if target is None or callable(target):
         return target
@@ -491,15 +490,11 @@ def _find_site(model: torch.nn.Module, layer: str | torch.nn.Module) -> _Site:
 def capture(
     model: torch.nn.Module,  # Any module
     x: torch.Tensor,  # Input batch, (B ...)
-    layer: str
-    | torch.nn.Module
-    | Sequence[str | torch.nn.Module],  # Name, "name#call", "path.function()", module; or a list
+    layer: Any,  # Name, "name#call", "path.function()", or a module; or a list of such
     *,
     cut: bool = True,  # Cut the graph at the layer (one layer only); False: record the whole forward
     extra: Any = (),  # More inputs, as in `call_model`
-) -> tuple[
-    Any, torch.Tensor | list[torch.Tensor]
-]:  # Output with graph, and the layer's output, which requires grad
+) -> tuple[Any, Any]:  # Output with graph; and the layer's output, which requires grad, or a list of them
     "The output in eval mode with the activation of `layer`, ready for `torch.autograd.grad`."
     model = uncompiled(model)
     several = isinstance(layer, (list, tuple))
@@ -555,7 +550,7 @@ class _Tap:
         if not isinstance(self.kept, torch.Tensor) or not self.kept.is_floating_point():
             got = type(self.kept).__name__
             raise LayerError(
-                f"layer {self.site.name!r} returned {got}; pass one that returns a tensor of floats"
+                f"layer {self.site.name!r} returned {got}; pass a layer that returns one floating-point tensor"
             )
         return self.kept
 
@@ -800,3 +795,17 @@ def load_results(
     "Read `nbs/results/<topic>.json`."
     path = results_folder() / f"{topic}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+# %% ../nbs/00_core.ipynb #45568c73
+def check_positive(
+    name: str,  # Of the parameter, for the message
+    value: Any,  # What the user gave
+) -> (
+    float
+):  # The same as a plain float, also from NumPy and 0-d tensors; raises ValueError unless positive and finite
+    "Refuse a width or a sharpness that is no positive number."
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+        raise ValueError(f"{name} is {value!r}; expected a positive finite number")
+    return float(value)

@@ -118,9 +118,7 @@ def average_precision(
 def iou_at_area(
     maps: torch.Tensor,  # (B H W) or (B 1 H W), larger = more relevant
     mask: torch.Tensor,  # (B H W) or (B 1 H W), True on the object
-) -> (
-    torch.Tensor
-):  # (B,) in 0 ... 1, higher is better, chance a / (2 - a); NaN where the mask is empty or full
+) -> torch.Tensor:  # (B,) in 0 ... 1, higher is better, chance a / (2 - a); NaN: mask empty or full
     "Intersection over union of the object and as many top pixels; ties at the edge count by their share."
     scores, inside = _flat(maps, mask)
     k = inside.sum(1)
@@ -426,9 +424,7 @@ def spearman(
     a: torch.Tensor,  # (B ...)
     b: torch.Tensor,  # (B ...), the same shape
     where: torch.Tensor | None = None,  # The same shape, bool: only these entries count; None: all
-) -> (
-    torch.Tensor
-):  # (B,) float64 in -1 ... 1, chance 0; NaN where either side is constant or fewer than two entries count
+) -> torch.Tensor:  # (B,) float64 in -1 ... 1, chance 0; NaN: a side is constant, or fewer than two entries
     "Spearman's rank correlation of each pair, over all axes but the first."
     if a.shape != b.shape or a.ndim < 2 or (where is not None and where.shape != a.shape):
         shapes = [tuple(t.shape) for t in (a, b, where) if t is not None]
@@ -466,8 +462,7 @@ def bootstrap_interval(
     values: Any,  # (B,) or (B F): tensor, array or sequence, one row per image; NaN entries are left out
     seed: int = 0,  # Seed of the resampling
     *,
-    statistic: Callable
-    | None = None,  # A function of the column means, (F R) array -> (R,); None: the means themselves
+    statistic: Callable | None = None,  # Of the column means, (F R) array -> (R,); None: the means themselves
     level: float = 0.95,  # Coverage, in 0 ... 1
     resamples: int = 2000,  # R, number of bootstrap samples
 ) -> Interval:  # Floats for (B,) or with a statistic; else float64 (F,), tensors if `values` is one

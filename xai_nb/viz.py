@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'DPI', 'PALETTE', 'SIGNED', 'Picture', 'show_maps', 'show_neighbours', 'overlay_rgb', 'overlay', 'curves',
-           'bars', 'show_history', 'explore', 'show_tree_pair', 'show_census', 'show_hierarchies', 'show_tradeoff']
+           'bars', 'show_history', 'explore', 'show_tree_pair', 'show_census', 'show_hierarchies', 'show_tradeoff',
+           'show_fronts', 'PlaneLine', 'PlaneStyle', 'show_plane', 'draw_plane', 'show_walk', 'direction_rgb']
 
 # %% ../nbs/05_viz.ipynb #7f90513a
 import io
@@ -55,13 +56,25 @@ class Picture(Figure):
         "What a notebook shows."
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=self.dpi)
-        return buffer.getvalue()
+        return _smaller(buffer.getvalue())
 
     def rgb(self) -> np.ndarray:  # (H W 3) uint8
         "The figure as an image."
         canvas = FigureCanvasAgg(self)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+# %% ../nbs/05_viz.ipynb #e4e781d4
+def _smaller(png: bytes, limit: int = 150_000) -> bytes:
+    "A large PNG with at most 256 colours, which the eye does not notice in photographs and maps."
+    if len(png) <= limit:
+        return png
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    return min(png, buffer.getvalue(), key=len)
 
 # %% ../nbs/05_viz.ipynb #5af492e6
 def _style() -> AbstractContextManager:
@@ -101,7 +114,8 @@ def _image_array(image: Any) -> np.ndarray:
         raise ValueError(f"an image has shape {a.shape}; expected (1 H W), (3 H W), (H W) or (H W 3)")
     if not np.isfinite(a).all():
         raise ValueError("the image holds NaN or infinity")
-    low, high = a.min(), a.max()
+    low = a.min()
+    high = a.max()
     return a if low >= 0 and high <= 1 else (a - low) / max(high - low, 1e-12)
 
 
@@ -110,9 +124,8 @@ def _map_arrays(name: str, maps: Tensor, rows: int) -> np.ndarray:
     if not isinstance(maps, Tensor):
         maps = torch.as_tensor(np.asarray(maps))
     if maps.ndim not in (3, 4) or len(maps) != rows:
-        raise ValueError(
-            f"maps {name!r} have shape {tuple(maps.shape)} for {rows} images; expected ({rows} H W) or ({rows} C H W)"
-        )
+        expected = f"expected ({rows} H W) or ({rows} C H W)"
+        raise ValueError(f"maps {name!r} have shape {tuple(maps.shape)} for {rows} images; {expected}")
     return _numbers(check_finite(f"maps {name!r}", maps.sum(1) if maps.ndim == 4 else maps))
 
 # %% ../nbs/05_viz.ipynb #3bdfc338
@@ -127,11 +140,12 @@ def show_maps(
     titles: Sequence[str] | None = None,  # One label per row
     unit: str | Mapping[str, str] = "",  # Label of the colour bars, one for all or one per column
     *,
-    share: str = "column",  # "column": one scale per column, "all": one for the figure, "cell": one per panel, without bars
+    share: str = "column",  # One scale per "column", one for "all", or one per "cell", without bars
     clip: float = 100.0,  # Percentile of the magnitudes at the end of the scale, 0 ... 100
 ) -> Picture:  # Closed figure: rows are images, columns are maps; ValueError for shapes that do not fit
     "Images beside signed maps, blue below zero, white at zero, red above."
-    rows, names = len(images), list(maps)
+    rows = len(images)
+    names = list(maps)
     if titles is not None and len(titles) != rows:
         raise ValueError(f"{len(titles)} titles for {rows} images")
     if share not in ("column", "all", "cell"):
@@ -179,17 +193,11 @@ def _draw_map(ax: Axes, array: np.ndarray, limit: float) -> None:
 # %% ../nbs/05_viz.ipynb #e8119bb8
 def _draw_bar(fig: Figure, ax: Axes, arrays: np.ndarray, limit: float, unit: str) -> None:
     "A colour bar with three ticks, pointed where values lie beyond it."
-    over, under = arrays.max() > limit * (1 + 1e-9), arrays.min() < -limit * (1 + 1e-9)
-    extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get(
-        (bool(over), bool(under)), "neither"
-    )
-    bar = fig.colorbar(
-        ScalarMappable(Normalize(-limit, limit), SIGNED),
-        cax=ax,
-        orientation="horizontal",
-        extend=extend,
-        ticks=[-limit, 0, limit],
-    )
+    beyond = limit * (1 + 1e-9)
+    ends = {(True, True): "both", (True, False): "max", (False, True): "min", (False, False): "neither"}
+    extend = ends[bool(arrays.max() > beyond), bool(arrays.min() < -beyond)]
+    colours = ScalarMappable(Normalize(-limit, limit), SIGNED)
+    bar = fig.colorbar(colours, cax=ax, orientation="horizontal", extend=extend, ticks=[-limit, 0, limit])
     bar.ax.set_xticklabels([f"{-limit:.2g}", "0", f"{limit:.2g}"])
     labels = bar.ax.get_xticklabels()
     labels[0].set_ha("left")
@@ -208,24 +216,20 @@ def show_neighbours(
     groups: Sequence[int] = (),  # Numbers of neighbouring columns that belong together; they add up to k
 ) -> Picture:  # Closed figure: a row for each query; ValueError for shapes that do not fit
     "Queries and the training pictures found for them."
-    same, (rows, k) = np.asarray(same, dtype=bool), neighbours.shape[:2]
-    if (
-        len(queries) != rows
-        or same.shape != (rows, k)
-        or any(len(t) != k for t in titles)
-        or len(titles) != rows
-    ):
-        raise ValueError(
-            f"{len(queries)} queries, neighbours {tuple(neighbours.shape)}, same {same.shape}, titles {[len(t) for t in titles]}; expected B, (B k C H W), (B k), B times k"
-        )
+    same = np.asarray(same, dtype=bool)
+    rows, k = neighbours.shape[:2]
+    lengths = [len(t) for t in titles]
+    if len(queries) != rows or same.shape != (rows, k) or lengths != [k] * rows:
+        got = f"{len(queries)} queries, {tuple(neighbours.shape)} found, same {same.shape}, titles {lengths}"
+        raise ValueError(f"{got}; expected B, (B k C H W), (B k), B times k")
     if groups and sum(groups) != k:
         raise ValueError(f"groups {tuple(groups)} do not add up to the {k} neighbours")
-    widths, cell = _with_gaps([1, *(groups or (k,))]), min(WIDTH / (k + 1 + 0.25 * (len(groups) or 1)), 1.2)
+    widths = _with_gaps([1, *(groups or (k,))])
+    cell = min(WIDTH / (k + 1 + 0.25 * (len(groups) or 1)), 1.2)
     with _style():
         lines = 1 + max(title.count("\n") for row in titles for title in row)
-        fig = Picture(
-            cell * sum(widths), rows * (cell * queries.shape[-2] / queries.shape[-1] + 0.12 + 0.13 * lines)
-        )
+        aspect = queries.shape[-2] / queries.shape[-1]
+        fig = Picture(cell * sum(widths), rows * (cell * aspect + 0.12 + 0.13 * lines))
         grid = fig.add_gridspec(rows, len(widths), width_ratios=widths)
         columns = [i for i, w in enumerate(widths) if w == 1]
         for r in range(rows):
@@ -264,25 +268,27 @@ def overlay_rgb(
         raise ValueError(
             f"limit is {limit}, expected a positive magnitude, or None for the largest in the map"
         )
-    picture, values = (
-        _image_array(image),
-        check_finite("the map", torch.as_tensor(map).detach().double().cpu()),
-    )
+    picture = _image_array(image)
+    values = _enlarged(map, picture.shape[:2])
+    strength = np.clip(values.numpy() / (limit or _limit(values.numpy(), 100)), -1, 1)
+    grey = picture if picture.ndim == 2 else picture @ np.array([0.299, 0.587, 0.114])
+    opacity = alpha * np.sqrt(np.abs(strength))[..., None]
+    colour = matplotlib.colormaps[SIGNED]((strength + 1) / 2)[..., :3]
+    return np.round(255 * ((1 - opacity) * grey[..., None] + opacity * colour)).astype(np.uint8)
+
+# %% ../nbs/05_viz.ipynb #cc306747
+def _enlarged(map: Tensor, size: tuple[int, int]) -> Tensor:
+    "A map (h w) or (1 h w) at the size of the picture; raises ValueError."
+    values = check_finite("the map", torch.as_tensor(map).detach().double().cpu())
     if values.ndim == 3 and len(values) == 1:
         values = values[0]
     if values.ndim != 2:
         raise ValueError(
             f"the map has shape {tuple(values.shape)}; expected (H W) or (1 H W), sum the channels first"
         )
-    if values.shape != picture.shape[:2]:
-        values = F.interpolate(values[None, None], picture.shape[:2], mode="bilinear", align_corners=False)[
-            0, 0
-        ]
-    strength = np.clip(values.numpy() / (limit or _limit(values.numpy(), 100)), -1, 1)
-    grey = picture if picture.ndim == 2 else picture @ np.array([0.299, 0.587, 0.114])
-    opacity = alpha * np.sqrt(np.abs(strength))[..., None]
-    colour = matplotlib.colormaps[SIGNED]((strength + 1) / 2)[..., :3]
-    return np.round(255 * ((1 - opacity) * grey[..., None] + opacity * colour)).astype(np.uint8)
+    if values.shape == size:
+        return values
+    return F.interpolate(values[None, None], size, mode="bilinear", align_corners=False)[0, 0]
 
 # %% ../nbs/05_viz.ipynb #59d9d919
 def overlay(
@@ -295,8 +301,8 @@ def overlay(
     limit: float | None = None,  # Magnitude at the end of the scale; None: the largest in the map
 ) -> Picture:  # Closed figure
     "The picture, and the map over it, with a colour bar."
-    rgb, values = overlay_rgb(image, map, alpha, limit=limit), _numbers(map)
-    end = limit or _limit(values, 100)
+    rgb = overlay_rgb(image, map, alpha, limit=limit)
+    end = limit or _limit(_numbers(map), 100)
     with _style():
         width = WIDTH * 0.9
         fig = Picture(width, (width / 2 - 0.5) * rgb.shape[0] / rgb.shape[1] + 0.35)
@@ -306,13 +312,8 @@ def overlay(
         right.set_title(title)
         for ax in (left, right):
             ax.axis("off")
-        bar = fig.colorbar(
-            ScalarMappable(Normalize(-end, end), SIGNED),
-            ax=right,
-            shrink=0.8,
-            ticks=[-end, 0, end],
-            label=unit,
-        )
+        colours = ScalarMappable(Normalize(-end, end), SIGNED)
+        bar = fig.colorbar(colours, ax=right, shrink=0.8, ticks=[-end, 0, end], label=unit)
         bar.ax.set_yticklabels([f"{-end:.2g}", "0", f"{end:.2g}"])
         bar.outline.set_visible(False)
     return fig
@@ -336,13 +337,11 @@ def curves(
             _draw_line(ax, name, line, colour, marker)
         for style, (name, height) in zip(cycle(["--", ":", "-."]), (reference or {}).items()):
             ax.axhline(height, color="0.45", linestyle=style, linewidth=1.1, label=name, zorder=0)
-        ax.set(
-            xlabel=xlabel,
-            ylabel=ylabel,
-            title=title,
-            **({"xscale": "log"} if logx else {}),
-            **({"yscale": "log"} if logy else {}),
-        )
+        ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        if logx:
+            ax.set_xscale("log")
+        if logy:
+            ax.set_yscale("log")
         ax.grid(color="0.92")
         if len(lines) + len(reference or {}) > 1:
             ax.legend(frameon=False)
@@ -353,9 +352,8 @@ def _draw_line(ax: Axes, name: str, line: Sequence, colour: str, marker: str) ->
     "One line with its band."
     parts = [np.atleast_1d(_numbers(p)) for p in line]
     if len(parts) not in (2, 4) or len({p.shape for p in parts}) != 1 or parts[0].ndim != 1:
-        raise ValueError(
-            f"line {name!r} has parts of shape {[p.shape for p in parts]}; expected (x, y) or (x, y, low, high) of one length"
-        )
+        expected = "expected (x, y) or (x, y, low, high) of one length"
+        raise ValueError(f"line {name!r} has parts of shape {[p.shape for p in parts]}; {expected}")
     ax.plot(
         *parts[:2],
         color=colour,
@@ -417,23 +415,19 @@ def show_history(
 
 # %% ../nbs/05_viz.ipynb #312ac982
 def explore(
-    fn: Callable[
-        ..., Any
-    ],  # Called with one keyword per range; returns a signed map, an RGB image (H W 3) or a figure
+    fn: Callable,  # Called with one keyword per range; returns a signed map, an RGB image (H W 3) or a figure
     live: bool = False,  # True: sliders (needs ipywidgets and a running kernel)
-    **ranges: Sequence,  # Name -> settings; one or two names; at most five settings of each are drawn, a slider has all
+    **ranges: Sequence,  # Name -> settings; one or two names; five settings are drawn, a slider has all
 ) -> Any:  # A closed figure; with live=True an ipywidgets object
     "A filmstrip of results at several settings, or sliders over them."
-    if not ranges or not all(
-        isinstance(v, Sequence) and not isinstance(v, str) and len(v) for v in ranges.values()
-    ):
+    several = [isinstance(v, Sequence) and not isinstance(v, str) and len(v) > 0 for v in ranges.values()]
+    if not several or not all(several):
         raise ValueError("name the settings, for example explore(fn, sigma=[0, 0.1, 0.2])")
     if live:
         return _sliders(fn, ranges)
     if len(ranges) > 2:
-        raise ValueError(
-            f"a strip shows one or two settings, not {len(ranges)}; fix the others in fn, or pass live=True"
-        )
+        advice = "fix the others in fn, or pass live=True"
+        raise ValueError(f"a strip shows one or two settings, not {len(ranges)}; {advice}")
     across, *down = [(k, _some(v)) for k, v in ranges.items()]
     name, settings = down[0] if down else ("", [None])
     with _style():
@@ -489,19 +483,17 @@ def _sliders(fn: Callable[..., Any], ranges: Mapping[str, Sequence]) -> Any:
     try:
         import ipywidgets
     except ImportError as e:
-        raise ImportError(
-            "live=True needs ipywidgets: pip install ipywidgets; without it, leave live out for the strip"
-        ) from e
-    controls = {
-        k: ipywidgets.SelectionSlider(options=list(v), description=k, continuous_update=False)
-        for k, v in ranges.items()
-    }
-    return ipywidgets.interactive(
-        lambda **now: (
-            explore(fn, **{k: [v] for k, v in list(now.items())[:2]}) if len(now) < 3 else fn(**now)
-        ),
-        **controls,
-    )
+        advice = "pip install ipywidgets; without it, leave live out for the strip"
+        raise ImportError(f"live=True needs ipywidgets: {advice}") from e
+
+    def draw(**now: Any) -> Any:
+        return explore(fn, **{k: [v] for k, v in now.items()}) if len(now) < 3 else fn(**now)
+
+    slider = lambda k, v: ipywidgets.SelectionSlider(options=list(v), description=k, continuous_update=False)
+    sliders = ipywidgets.interactive(draw, **{k: slider(k, v) for k, v in ranges.items()})
+    sliders.auto_display = True  # without it only `ipywidgets.interact` shows the result
+    sliders.update()
+    return sliders
 
 # %% ../nbs/05_viz.ipynb #ed777273
 import textwrap
@@ -512,7 +504,8 @@ from scipy.cluster.hierarchy import dendrogram
 # %% ../nbs/05_viz.ipynb #2d57ded7
 def _tree_places(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Leaves side by side, parents above the middle of their children."
-    x, depth = np.zeros(len(left)), np.zeros(len(left), int)
+    x = np.zeros(len(left))
+    depth = np.zeros(len(left), int)
 
     def place(v: int, k: int, free: float) -> float:
         depth[v] = k
@@ -529,33 +522,26 @@ def _tree_places(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.nd
 # %% ../nbs/05_viz.ipynb #e6de7885
 def _node_text(model: Any, v: int) -> str:
     "What is written in a node."
-    tree, names = model.tree_, getattr(model, "feature_names_in_", None)
+    tree = model.tree_
+    names = getattr(model, "feature_names_in_", None)
     if tree.children_left[v] < 0:
-        return (
-            str(model.classes_[tree.value[v, 0].argmax()])
-            if hasattr(model, "classes_")
-            else f"{tree.value[v, 0, 0]:.3g}"
-        )
+        values = tree.value[v, 0]
+        return str(model.classes_[values.argmax()]) if hasattr(model, "classes_") else f"{values[0]:.3g}"
     name = f"x{tree.feature[v]}" if names is None else textwrap.fill(str(names[tree.feature[v]]), 12)
     return f"{name}\n≤ {tree.threshold[v]:.4g}"
 
 # %% ../nbs/05_viz.ipynb #9e3ccd14
 def _draw_tree(ax: Axes, model: Any, marked: Sequence[int]) -> None:
     "One tree, root on top."
-    left, right = model.tree_.children_left, model.tree_.children_right
-    (x, depth), changed = _tree_places(left, right), set(marked)
+    left = model.tree_.children_left
+    right = model.tree_.children_right
+    x, depth = _tree_places(left, right)
+    changed = set(marked)
+    box = dict(ha="center", va="center", fontsize=7)
     for v in np.argsort(depth, kind="stable"):
         colour = PALETTE[1] if v in changed else "0.3"
-        ax.text(
-            x[v],
-            -depth[v],
-            _node_text(model, v),
-            ha="center",
-            va="center",
-            fontsize=7,
-            color=colour,
-            bbox=dict(boxstyle="round", fc="white", ec=colour),
-        )
+        frame = dict(boxstyle="round", fc="white", ec=colour)
+        ax.text(x[v], -depth[v], _node_text(model, v), color=colour, bbox=frame, **box)
         for child in (left[v], right[v]):
             if child < 0:
                 continue
@@ -569,9 +555,7 @@ def _draw_tree(ax: Axes, model: Any, marked: Sequence[int]) -> None:
 def show_tree_pair(
     a: Any,  # Fitted scikit-learn tree
     b: Any,  # Another
-    differing: Sequence[
-        tuple
-    ],  # (node of a, node of b, ...): topmost positions that differ, as `trees.differing_nodes` finds them
+    differing: Sequence[tuple],  # (node of a, node of b, ...): topmost positions, see `trees.differing_nodes`
     titles: tuple[str, str] = ("before", "after"),  # Over the two trees
 ) -> Picture:  # Closed figure
     "Two trees side by side; what hangs from the topmost differing nodes is orange."
@@ -586,21 +570,17 @@ def show_tree_pair(
 def show_census(
     censuses: Mapping[
         str, pd.DataFrame
-    ],  # Name -> frame with columns frequency, distance and original, a line a tree
+    ],  # Name -> frame of frequency, distance and original, one row per tree
     most: int = 8,  # How many trees of each to show
 ) -> Picture:  # Closed figure
-    "How often each tree appears when one row is deleted; the tree of all rows in blue, distances over the bars."
+    "How often each tree appears when one row is deleted; the tree of all rows in blue, distances above."
     with _style():
         fig = Picture(min(WIDTH, 2.7 * len(censuses)), 2.4)
-        for ax, (name, frame) in zip(
-            fig.subplots(1, len(censuses), sharey=True, squeeze=False)[0], censuses.items()
-        ):
+        panels = fig.subplots(1, len(censuses), sharey=True, squeeze=False)[0]
+        for ax, (name, frame) in zip(panels, censuses.items()):
             top = frame.head(most)
-            ax.bar(
-                range(len(top)),
-                top["frequency"],
-                color=[PALETTE[0] if first else PALETTE[1] for first in top["original"]],
-            )
+            colours = [PALETTE[0] if first else PALETTE[1] for first in top["original"]]
+            ax.bar(range(len(top)), top["frequency"], color=colours)
             for i, (share, d) in enumerate(zip(top["frequency"], top["distance"])):
                 ax.text(i, share + 0.01, f"{d:.2f}", ha="center", fontsize=7)
             ax.set(title=f"{name}: {len(frame)} trees", xlabel="tree", xticks=[], ylim=(0, 1.08))
@@ -609,9 +589,7 @@ def show_census(
 
 # %% ../nbs/05_viz.ipynb #6ef4c6ae
 def show_hierarchies(
-    panels: Mapping[
-        str, tuple[np.ndarray, np.ndarray]
-    ],  # Title -> (linkage matrix of scipy (B - 1, 4), cluster number of every row (B,))
+    panels: Mapping[str, tuple],  # Title -> (linkage matrix of scipy (B - 1, 4), cluster of every row (B,))
     columns: int = 2,  # Panels side by side
 ) -> Picture:  # Closed figure
     "Dendrograms, each over a strip that colours the rows by cluster."
@@ -622,18 +600,11 @@ def show_hierarchies(
         for ax in axes.ravel():
             ax.axis("off")
         for i, (title, (Z, clusters)) in enumerate(panels.items()):
-            tree, strip = axes[2 * (i // columns), i % columns], axes[2 * (i // columns) + 1, i % columns]
-            leaves = dendrogram(Z, ax=tree, no_labels=True, color_threshold=0, above_threshold_color="0.3")[
-                "leaves"
-            ]
-            strip.imshow(
-                np.asarray(clusters)[leaves][None],
-                aspect="auto",
-                cmap="tab10",
-                vmin=0,
-                vmax=9,
-                interpolation="nearest",
-            )
+            row = 2 * (i // columns)
+            tree, strip = axes[row : row + 2, i % columns]
+            drawn = dendrogram(Z, ax=tree, no_labels=True, color_threshold=0, above_threshold_color="0.3")
+            colours = np.asarray(clusters)[drawn["leaves"]][None]
+            strip.imshow(colours, aspect="auto", cmap="tab10", vmin=0, vmax=9, interpolation="nearest")
             tree.set_title(title)
     return fig
 
@@ -645,18 +616,13 @@ def show_tradeoff(
     *,
     labels: tuple[str, str] = ("", ""),  # Of the axes, with unit
     path: str = "slack ",  # Methods called this and a number are joined by a line and labelled by the number
-    linear: tuple[float | None, float | None] = (
-        None,
-        None,
-    ),  # Each axis: logarithmic above this value; None: linear
+    linear: tuple = (None, None),  # Each axis: logarithmic above this value; None: linear
 ) -> Picture:  # Closed figure, one panel a table; lower left is better
     "Methods on the plane of two costs, mean and standard error over repetitions."
     names = list(dict.fromkeys(frame["table"]))
     groups = {name: frame[frame["table"] == name].groupby("method", sort=False)[[x, y]] for name in names}
-    means, errors = (
-        {name: g.mean() for name, g in groups.items()},
-        {name: g.sem().fillna(0) for name, g in groups.items()},
-    )
+    means = {name: g.mean() for name, g in groups.items()}
+    errors = {name: g.sem().fillna(0) for name, g in groups.items()}
     rivals = [m for m in dict.fromkeys(frame["method"]) if not m.startswith(path)]
     styles = {m: (colour, marker) for m, colour, marker in zip(rivals, cycle(PALETTE[1:]), cycle("sD^vPX"))}
     with _style():
@@ -679,25 +645,15 @@ def show_tradeoff(
     return fig
 
 # %% ../nbs/05_viz.ipynb #e3e1ae7d
-def _draw_tradeoff(
-    ax: Axes, mean: pd.DataFrame, error: pd.DataFrame, path: str, styles: Mapping[str, tuple[str, str]]
-) -> None:
+def _draw_tradeoff(ax: Axes, mean: pd.DataFrame, error: pd.DataFrame, path: str, styles: Mapping) -> None:
     "One panel: a point a method, the path of one method joined."
     on = mean.index.str.startswith(path)
     ax.plot(*mean[on].to_numpy().T, color=PALETTE[0], linewidth=1, zorder=1)
     for m in mean.index:
         colour, marker = styles.get(m, (PALETTE[0], "o"))
-        ax.errorbar(
-            *mean.loc[m],
-            xerr=error.loc[m].iloc[0],
-            yerr=error.loc[m].iloc[1],
-            fmt=marker,
-            markersize=4.5,
-            elinewidth=0.8,
-            color=colour,
-            ecolor=(colour, 0.5),
-            label=m if m in styles else f"{path}(numbers)",
-        )
+        spread = dict(zip(("xerr", "yerr"), error.loc[m]))
+        look = dict(fmt=marker, markersize=4.5, elinewidth=0.8, color=colour, ecolor=(colour, 0.5))
+        ax.errorbar(*mean.loc[m], **spread, **look, label=m if m in styles else f"{path}(numbers)")
     ax.grid(color="0.92")
     ax.set_axisbelow(True)
 
@@ -711,13 +667,166 @@ def _label_path(ax: Axes, mean: pd.DataFrame, path: str) -> None:
         here = ax.transData.transform(mean.loc[m])
         best = max(here + round_it, key=lambda place: min(np.linalg.norm(place - other) for other in taken))
         taken.append(best)
-        ax.annotate(
-            m[len(path) :],
-            mean.loc[m],
-            xytext=(best - here) * 72 / DPI,
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color=PALETTE[0],
+        place = dict(xytext=(best - here) * 72 / DPI, textcoords="offset points", ha="center", va="center")
+        ax.annotate(m[len(path) :], mean.loc[m], **place, fontsize=8, color=PALETTE[0])
+
+# %% ../nbs/05_viz.ipynb #35aea0a2
+def show_fronts(
+    fronts: Mapping[str, Any],  # Name -> `fairwashing.Front`; the first one's box is drawn
+    *,
+    share: float = 0.5,  # The mixture that shows this share of the box's gap is marked
+    title: str = "",  # Take-away
+) -> Picture:  # Closed figure
+    "Fronts of fidelity and signed gap, the box's own gap, and the ceiling that no explainer passes."
+    first = next(iter(fronts.values()))
+    direction = -1 if first.box_gap < 0 else 1
+    own = abs(first.box_gap)
+    with _style():
+        fig = Picture(WIDTH * 0.8, 3.8)
+        ax = fig.subplots()
+        named = zip(fronts, fronts.values(), PALETTE)
+        lows = [_draw_front(ax, *item, direction, share * own) for item in named]
+        ceiling = [1 - own * min(first.shares), 1, 1]
+        ax.plot([0, own, 1.5 * own], ceiling, color="0.5", linestyle="--", label="no explainer lies above")
+        ax.axvline(own, color="0.5", linestyle=":", label="gap of the box")
+        ax.set(xlim=(-0.1 * own, 1.5 * own), ylim=(min(lows) - 0.02, 1.01))
+        ax.set(xlabel="gap shown", ylabel="fidelity (share of people)", title=title)
+        ax.grid(color="0.92")
+        ax.legend(frameon=False, loc="lower right")
+    return fig
+
+# %% ../nbs/05_viz.ipynb #762f5927
+def _draw_front(ax: Axes, name: str, front: Any, colour: str, direction: int, bound: float) -> float:
+    "One front, its honest and its washed explanation; the lowest fidelity in view."
+    hull = front.hull
+    ax.plot(direction * front.gap, front.fidelity, "o", color=colour, alpha=0.35, markersize=4)
+    ax.plot(direction * front.gap[hull], front.fidelity[hull], color=colour, linewidth=1.6, label=name)
+    for mixture, marker, label in ((front.honest, "s", "honest"), (front.at(bound), "D", "washed")):
+        place = (direction * mixture.gap, mixture.fidelity)
+        ax.plot(*place, marker, color=colour, markeredgecolor="black", markersize=8)
+        ax.annotate(label, place, xytext=(8, -14), textcoords="offset points")
+    gaps = direction * front.gap[hull]
+    order = np.argsort(gaps)
+    return float(np.interp(0, gaps[order], front.fidelity[hull][order]))
+
+# %% ../nbs/05_viz.ipynb #9206773b
+from typing import NamedTuple
+
+
+class PlaneLine(NamedTuple):
+    "One family of explanations on the plane, a point for each setting of its knob."
+
+    complexity: Sequence[float]  # Expected frequency of each setting
+    gap: Sequence[float]  # Distance from the gradient of each setting
+    front: Sequence[bool]  # True where no other explanation is at least as good on both axes
+    labels: Sequence[str]  # Text of each setting
+
+
+class PlaneStyle(NamedTuple):
+    "What the panels of a plane share."
+
+    gradient: float  # Expected frequency of the gradient, whose gap is 0
+    xlabel: str  # With unit
+    mark: str  # Label of a setting to point out, "" for none
+
+# %% ../nbs/05_viz.ipynb #c79ce63c
+def show_plane(
+    panels: Mapping[str, Mapping[str, PlaneLine]],  # Label of the vertical axis -> family -> its settings
+    gradient: float,  # Expected frequency of the gradient
+    *,
+    xlabel: str = "expected frequency, cycles per pixel",  # With unit
+    mark: str = "",  # Label of a setting to point out
+    title: str = "",  # Take-away
+) -> Picture:  # Closed figure, one panel per unit; lower left is better, filled points are on the front
+    "Families of explanations on the plane of complexity and distance from the gradient."
+    if not panels or not all(panels.values()):
+        raise ValueError("no family to draw")
+    style = PlaneStyle(gradient, xlabel, mark)
+    with _style():
+        fig = Picture(WIDTH * 0.75 if len(panels) == 1 else WIDTH, 3.6)
+        colours = dict(zip([name for lines in panels.values() for name in lines], cycle(PALETTE[:-1])))
+        for ax, (ylabel, lines) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+            draw_plane(ax, lines, style, colours)
+            ax.set_ylabel(ylabel)
+        fig.suptitle(title, fontsize=10)
+    return fig
+
+# %% ../nbs/05_viz.ipynb #037b91bf
+def draw_plane(
+    ax: Axes,  # Where
+    lines: Mapping[str, PlaneLine],  # Family -> its settings
+    style: PlaneStyle,  # What the panels share
+    colours: Mapping[str, str],  # Family -> colour
+) -> None:  # Nothing
+    "One panel: a line for each family, a star for the gradient."
+    for (name, line), marker in zip(lines.items(), cycle("osD^vPX")):
+        ax.plot(line.complexity, line.gap, "-", color=colours[name], lw=1, label=name)
+        for e, g, front, label in zip(*line):
+            face = colours[name] if front else "white"
+            ax.plot(e, g, marker, color=colours[name], mfc=face, ms=10 if label == style.mark else 5)
+            if len(lines) == 1:
+                ax.annotate(label, (e, g), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    ax.plot(style.gradient, 0, "*", color="black", ms=10, label="gradient")
+    ax.margins(0.1)
+    ax.set_xlabel(style.xlabel)
+    ax.legend(frameon=False)
+
+# %% ../nbs/05_viz.ipynb #e1de315b
+def show_walk(
+    maps: Tensor,  # (n H W), the gradient first, then one map for each setting
+    spectra: Tensor,  # (n L), mean energy on each ring
+    titles: Sequence[str],  # Text above each map
+    plane: PlaneLine,  # All settings of the family on the plane
+    gradient: float,  # Expected frequency of the gradient
+    *,
+    mark: str = "",  # Label of a setting to point out
+    name: str = "",  # Of the family
+    ylabel: str = "relative gap",  # Of the plane
+) -> Picture:  # Closed figure
+    "Maps, spectra and place on the plane along the knob of one family."
+    if not len(maps) == len(spectra) == len(titles):
+        raise ValueError(
+            f"{len(maps)} maps, {len(spectra)} spectra and {len(titles)} titles; expected as many of each"
         )
+    n = len(maps)
+    with _style():
+        fig = Picture(1.35 * n + 3.9, 3.0)
+        grid = fig.add_gridspec(2, n + 3)
+        for i in range(n):
+            _walk_column(fig, grid, i, maps[i], spectra[i], spectra[0])
+            fig.axes[-2].set_title(titles[i], fontsize=8)
+        ax = fig.add_subplot(grid[:, n:])
+        draw_plane(ax, {name: plane}, PlaneStyle(gradient, "expected frequency", mark), {name: PALETTE[0]})
+        ax.set_ylabel(ylabel)
+    return fig
+
+# %% ../nbs/05_viz.ipynb #8dbdfd9c
+def _walk_column(fig: Picture, grid: Any, i: int, heat: Tensor, rings: Tensor, reference: Tensor) -> None:
+    "Column `i`: a map (H W), and its ring energies (L,) over those of the gradient."
+    values = _numbers(heat)
+    _draw_map(fig.add_subplot(grid[0, i]), values, _limit(values, 100))
+    ax = fig.add_subplot(grid[1, i])
+    radius = np.arange(1, len(rings)) / min(values.shape)
+    ax.loglog(radius, _numbers(reference)[1:], color="0.7", lw=1)
+    energy = _numbers(rings)[1:]
+    ax.loglog(radius, energy.clip(energy.max() * 1e-7 or 1e-30), color=PALETTE[0], lw=1)
+    ax.tick_params(labelsize=6)
+    ax.minorticks_off()  # most of the drawing time, and no label
+    if i:
+        ax.set_yticklabels([])
+    else:
+        ax.set_xlabel("cycles per pixel", fontsize=7)
+        ax.set_ylabel("ring energy", fontsize=7)
+
+# %% ../nbs/05_viz.ipynb #649fa567
+def direction_rgb(
+    net: Tensor,  # Grad-RAM, (B H W)
+    total: Tensor,  # MoRAM of the same layer, (B H W); values below zero, as Lanczos makes, count as zero
+) -> Tensor:  # (B H W 3) in 0 ... 1: brightness total / its maximum per image, hue net / total
+    "Amount and direction of the evidence as one picture (ours)."
+    total = total.clamp(min=0)
+    up = (torch.where(total > 0, net / total.where(total > 0, 1), 0).clamp(-1, 1) + 1) / 2
+    hue = torch.stack([up, 0.25 * (1 - (2 * up - 1).abs()), 1 - up], -1)
+    return (
+        hue * (total / total.amax((1, 2), keepdim=True).clamp(min=torch.finfo(total.dtype).tiny))[..., None]
+    )
