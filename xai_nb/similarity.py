@@ -157,11 +157,16 @@ def nearest(
     best = _look_up(model, train, scores, k, label)
     return replace(best, least=worst, queries=x.cpu(), dataset=train, truth=truth)
 
-# %% ../nbs/50_similarity.ipynb #ccd6885c
+# %% ../nbs/50_similarity.ipynb #a536c080
 def predicted_classes(
-    output: Tensor,  # Model output, (B K), (B 1) or (B,)
-) -> Tensor:  # (B,) int64
+    output: Tensor,  # Model output: (B K), (B 1), (B,), or K classes at each position: (B T K), (B K T)
+    labels: Tensor | None = None,  # Their labels: with more than one axis they say where the positions are
+) -> Tensor:  # int64, (B,) or the shape of the labels
     "Predicted class: the largest of K outputs, or the sign of one."
+    if labels is not None and labels.ndim > 1 and output.shape[:-1] == labels.shape:
+        return output.argmax(-1)
+    if labels is not None and labels.ndim > 1 and output.ndim == labels.ndim + 1:
+        return output.argmax(1)
     if output.ndim == 2 and output.shape[1] > 1:
         return output.argmax(1)
     return (output.reshape(len(output), -1)[:, 0] > 0).long()
