@@ -53,26 +53,26 @@ MAIN = {  # What a topic page is about: its first live call stands by cell 15. S
 }
 
 LONG_CELLS = {  # Exported definitions that cannot be cut into cells of 25 lines
-    "07_per_example": {"Outer", "_Window", "Coverage", "BatchGradients", "JoinedExamples", "Gram", "_Sums"},
+    "07_per_example": {"Outer", "_Call", "_Recorder", "Coverage", "BatchGradients", "JoinedExamples", "Gram", "_Sums"},
     "08_lrp": {"_Engine", "_Shares", "Relevance", "_Watch"},
     "50_similarity": {"Neighbours"},
-    "51_gradient_index": {"GradientIndex", "Sketch", "_Shard", "_Header"},
+    "51_gradient_index": {"GradientIndex", "Sketch", "_Lock", "_Shard", "_Header"},
 }
 
 PENDING = {  # Rule -> what does not obey it yet. A listed one that obeys gives a warning: take it off
-    "width": {"attribution", "clustering", "core", "data", "metrics", "models", "moram", "rlrp", "similarity",
+    "width": {"attribution", "clustering", "core", "data", "metrics", "models", "moram", "rlrp",
               "spectral", "trees", "viz"},
-    "plain": {"attribution", "clustering", "core", "data", "metrics", "models", "moram", "rlrp", "similarity",
+    "plain": {"attribution", "clustering", "core", "data", "metrics", "models", "moram", "rlrp",
               "spectral", "trees", "viz"},
-    "density": {"clustering", "data", "metrics", "models", "moram", "rlrp", "similarity", "spectral", "trees", "viz"},
+    "density": {"clustering", "data", "metrics", "models", "moram", "rlrp", "spectral", "trees", "viz"},
     "exported cells": {"00_core", "01_data", "02_models", "03_attribution", "04_metrics", "05_viz",
-                       "20_rlrp", "30_moram", "50_similarity", "60_trees", "61_clustering"},
-    "first call and figure": {"10_spectral", "20_rlrp", "30_moram", "50_similarity", "60_trees", "61_clustering"},
+                       "20_rlrp", "30_moram", "60_trees", "61_clustering"},
+    "first call and figure": {"10_spectral", "20_rlrp", "30_moram", "60_trees", "61_clustering"},
     "visible imports": {"01_data", "02_models", "03_attribution", "04_metrics", "05_viz", "10_spectral",
                         "20_rlrp", "30_moram", "60_trees", "61_clustering"},
-    "alt text": {"01_data", "05_viz", "10_spectral", "30_moram", "50_similarity"},
-    "one home": {"METRICS", "explore", "similarity"},
-    "thumbnail": {"clustering", "moram", "rlrp", "similarity", "spectral", "trees"},
+    "alt text": {"01_data", "05_viz", "10_spectral", "30_moram"},
+    "one home": {"explore"},
+    "thumbnail": {"clustering", "moram", "rlrp", "spectral", "trees"},
 }
 
 
