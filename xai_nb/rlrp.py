@@ -35,7 +35,7 @@ def rlrp(
     options = dict(at=at, extra=extra, batch_size=batch_size, cache=cache)
     return lrp(model, x, target, rule="rlrp", **options)
 
-# %% ../nbs/20_rlrp.ipynb #a9fbfa0c
+# %% ../nbs/20_rlrp.ipynb #3016da49
 STABILITY = {
     "growth": "median of sum |R| / |f|",
     "growth_max": "the largest of it",
@@ -47,7 +47,7 @@ STABILITY = {
     "non_finite": "entries that are not finite in float32",
 }
 
-# %% ../nbs/20_rlrp.ipynb #61c812c6
+# %% ../nbs/20_rlrp.ipynb #964f731c
 def stability_report(
     model: nn.Module,  # A float32 or float64 model; copies are changed, never the model
     x: Tensor,  # (B C H W)
@@ -74,7 +74,7 @@ def stability_report(
         rows[name] = _stability(method, double, x64, target, f, changes)
     return pd.DataFrame.from_dict(rows, "index", columns=list(STABILITY))
 
-# %% ../nbs/20_rlrp.ipynb #cc23f890
+# %% ../nbs/20_rlrp.ipynb #f8e2dcbf
 def _callables(methods: Sequence[str] | Mapping[str, Callable]) -> dict[str, Callable]:
     "Methods as functions of (model, x, target)."
     if isinstance(methods, Mapping):
@@ -93,7 +93,7 @@ def _stability(
     error, bad = (low - base).norm(dim=1) / base.norm(dim=1), (~torch.isfinite(low)).sum()
     return [float(v) for v in (growth.median(), growth.max(), *turned, error.max(), error.median(), bad)]
 
-# %% ../nbs/20_rlrp.ipynb #5f536fa2
+# %% ../nbs/20_rlrp.ipynb #ed933576
 def _with_weights(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     "A copy whose parameters are changed."
     model = copy.deepcopy(model)
