@@ -2134,7 +2134,7 @@ def _quotient(a: Tensor, b: Tensor) -> Tensor:
     "a / b with 0/0 := 0."
     return torch.where(b != 0, a / torch.where(b != 0, b, 1.0), 0.0)
 
-# %% ../nbs/08_lrp.ipynb #1e7f1dae
+# %% ../nbs/08_lrp.ipynb #67b57a7f
 def lrp(
     model: nn.Module,  # Any module whose operations are in the table; it is not changed
     x: Tensor,  # Input batch, (B ...), float; indices, with `at=` the layer that embeds them
@@ -2157,6 +2157,8 @@ def lrp(
     skip = skip or ("relative" if _formula(rules["other"]).conserving else "z")
     _check_call(model, x, batch_size, at)
     _check_words(skip=skip, attention=attention, gates=gates)
+    if wrong := [key for key, rule_ in (own or {}).items() if not callable(rule_)]:
+        raise TypeError(f"your rule for {wrong[0]!r} is no function of (input, output, relevance)")
     size = batch_size or len(x)
     parts = []
     target = check_target(target, len(x))
@@ -2167,7 +2169,7 @@ def lrp(
         parts += _run_or_split(model, x, target, settings, range(i, min(i + size, len(x))))
     return _merged(parts)
 
-# %% ../nbs/08_lrp.ipynb #89c5c2a8
+# %% ../nbs/08_lrp.ipynb #b5315463
 _WORDS = {
     "skip": ("relative", "z", "ratio", "symmetric"),
     "attention": ("relative", "attnlrp", "cp"),
