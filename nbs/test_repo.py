@@ -73,20 +73,21 @@ LONG_CELLS = {  # Exported definitions that cannot be cut into cells of 25 lines
     "09_spectrum": {"ExplanationGap"},
     "50_similarity": {"Neighbours"},
     "51_gradient_index": {"GradientIndex", "Sketch", "_Lock", "_Shard", "_Header"},
+    "30_moram": {"RegressionCAM"},
 }
 
 PENDING = {  # Rule -> what does not obey it yet. A listed one that obeys gives a warning: take it off
-    "width": {"clustering", "moram", "rlrp", "trees"},
+    "width": {"clustering", "rlrp", "trees"},
     "length": set(),
-    "plain": {"clustering", "rlrp", "spectral", "trees"},
+    "plain": {"clustering", "rlrp", "trees"},
     "density": {"clustering", "rlrp", "trees"},
     "exported cells": {"20_rlrp", "50_similarity", "60_trees", "61_clustering"},
-    "first call and figure": {"10_spectral", "20_rlrp", "30_moram", "60_trees", "61_clustering"},
+    "first call and figure": {"20_rlrp", "60_trees", "61_clustering"},
     "visible imports": {"20_rlrp", "60_trees", "61_clustering"},
     "alt text": set(),
     "one home": set(),
     "torch-free": set(),
-    "thumbnail": {"clustering", "moram", "rlrp", "similarity", "spectral", "trees"},
+    "thumbnail": {"clustering", "rlrp", "similarity", "trees"},
 }
 
 
