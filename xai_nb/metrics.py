@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, fields
 from statistics import NormalDist
@@ -29,7 +29,8 @@ from .core import resolve_target, unwrap_output
 # %% auto #0
 __all__ = ['METRICS', 'FRACTIONS', 'Metric', 'metric_table', 'pixel_roc_auc', 'average_precision', 'iou_at_area', 'Curve',
            'random_maps', 'keep_curve', 'removal_curve', 'insertion', 'deletion', 'average_ranks', 'rank_map',
-           'spearman', 'Interval', 'bootstrap_interval', 'wilson_interval', 'cka', 'hsic', 'disagreement']
+           'spearman', 'Interval', 'bootstrap_interval', 'wilson_interval', 'pointing_game', 'max_sensitivity',
+           'model_randomisation', 'cka', 'hsic', 'disagreement']
 
 # %% ../nbs/04_metrics.ipynb #bb844ceb
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Metric:
     chance: str  # What a map without information gets
     undefined: str  # When the value is NaN
 
-
+# %% ../nbs/04_metrics.ipynb #7faa44fc
 METRICS = (
     Metric("pixel_roc_auc", "higher", "0 ... 1", "1/2, also for a constant map", "mask empty or full"),
     Metric("average_precision", "higher", "0 ... 1", "a, also for a constant map", "mask empty or full"),
@@ -58,6 +59,11 @@ METRICS = (
     Metric("removal_curve", "lower", "that of the output", "the curve of random_maps", "never"),
     Metric("insertion", "higher", "0 ... 1", "the value of random_maps", "never"),
     Metric("deletion", "lower", "0 ... 1", "the value of random_maps", "never"),
+    Metric("pointing_game", "higher", "0 ... 1", "a, also for a constant map", "mask empty or full"),
+    Metric("max_sensitivity", "lower", "0 ...", "about 1.4 for unrelated maps", "the clean map is zero"),
+    Metric(
+        "model_randomisation", "lower", "-1 ... 1", "0 is what a faithful map tends to", "either map constant"
+    ),
     Metric("spearman", "neither", "-1 ... 1", "0", "either side constant"),
     Metric("cka", "neither", "up to 1", "0", "either side constant"),
     Metric("disagreement", "neither", "0 ... 1", "depends on the classes", "never"),
@@ -512,6 +518,86 @@ def wilson_interval(
     centre = (rate + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     return Interval(rate, max(0.0, centre - half), min(1.0, centre + half))
+
+# %% ../nbs/04_metrics.ipynb #ea140b3c
+def pointing_game(
+    maps: torch.Tensor,  # (B H W) or (B 1 H W), larger = more relevant
+    mask: torch.Tensor,  # (B H W) or (B 1 H W), True on the object
+    *,
+    tolerance: int = 0,  # Pixels around the object that count as well
+) -> torch.Tensor:  # (B,) in 0 ... 1, higher is better, chance = share of the object; NaN: mask empty or full
+    "Does the largest value lie on the object? Where several are largest, the share of them that does."
+    if tolerance < 0:
+        raise ValueError(f"tolerance is {tolerance} pixels, expected 0 or more")
+    scores, inside = _flat(maps, mask)
+    shape = maps.shape[-2:]
+    wide = inside.reshape(-1, 1, *shape).to(torch.float32)
+    wide = torch.nn.functional.max_pool2d(wide, 2 * tolerance + 1, 1, tolerance).flatten(1) > 0
+    top = scores == scores.amax(1, keepdim=True)
+    hit = (top & wide).sum(1).double() / top.sum(1)
+    return torch.where(inside.any(1) & ~inside.all(1), hit, torch.nan)
+
+# %% ../nbs/04_metrics.ipynb #7c757606
+def max_sensitivity(
+    method: Callable,  # (model, x, target) -> maps, any explainer
+    model: Callable,  # Module or function
+    x: torch.Tensor,  # (B ...)
+    target: Target = None,  # As in `resolve_target`; None: the class predicted for the clean input
+    *,
+    radius: float = 0.02,  # Largest change of an input value, input units
+    n: int = 10,  # Perturbed copies
+    seed: int = 0,  # Of the perturbations, which are the same for all examples
+) -> torch.Tensor:  # (B,) at least 0, lower is better; NaN where the clean map is zero
+    "The largest relative change of a map under small changes of its input."
+    if n < 1 or not radius > 0:
+        raise ValueError(f"n is {n} and radius {radius}; expected n >= 1 and a positive radius")
+    target = _explained_class(model, x, target)
+    flat = lambda t: check_finite("the map", method(model, t, target).detach()).flatten(1).double()
+    clean = flat(x)
+    generator = torch.Generator().manual_seed(seed)
+    worst = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for _ in range(n):
+        step = radius * (2 * torch.rand(x.shape[1:], generator=generator) - 1).to(x)
+        worst = torch.maximum(worst, (flat(x + step) - clean).norm(dim=1))
+    size = clean.norm(dim=1)
+    return torch.where(size > 0, worst / size, torch.nan)
+
+# %% ../nbs/04_metrics.ipynb #e3b7611c
+def _explained_class(model: Callable, x: torch.Tensor, target: Target) -> Target:
+    "The target, or the predicted classes of the clean input, for its variants as well."
+    with torch.no_grad(), eval_mode(model) if isinstance(model, torch.nn.Module) else nullcontext():
+        return _clean_target(model, x, target, _Masking((), 0.0, "output", 256, (), keep=True))
+
+# %% ../nbs/04_metrics.ipynb #0e8ccde2
+def model_randomisation(
+    method: Callable,  # (model, x, target) -> maps, any explainer
+    model: torch.nn.Module,  # The trained model
+    x: torch.Tensor,  # (B ...)
+    target: Target = None,  # As in `resolve_target`; None: the class that the trained model predicts
+    *,
+    steps: Iterable[
+        tuple[str, torch.nn.Module]
+    ],  # Layer and model, more and more random: `models.cascade(model)`
+    magnitude: bool = True,  # Compare |map|, as published; False: signed maps
+    seed: int = 0,  # Of the bootstrap
+) -> (
+    pd.DataFrame
+):  # One row per step: layer, similarity (mean rank correlation with the trained map), low, high
+    "How much of a map is left when the network is randomised from the output down; it should fall towards 0."
+    import pandas as pd
+
+    target = _explained_class(model, x, target)
+    size = torch.Tensor.abs if magnitude else (lambda maps: maps)
+    flat = lambda m: size(method(m, x, target).detach()).flatten(1)
+    trained = flat(model)
+    rows = [(layer, *_mean_of_known(spearman(flat(changed), trained), seed)) for layer, changed in steps]
+    return pd.DataFrame(rows, columns=["layer", "similarity", "low", "high"])
+
+# %% ../nbs/04_metrics.ipynb #b6c3a938
+def _mean_of_known(values: torch.Tensor, seed: int) -> Interval:
+    "The mean of the values that are not NaN with its interval; all NaN if there are none."
+    known = values[~values.isnan()]
+    return bootstrap_interval(known, seed) if len(known) else Interval(math.nan, math.nan, math.nan)
 
 # %% ../nbs/04_metrics.ipynb #ffe4c0e4
 def cka(

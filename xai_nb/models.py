@@ -6,64 +6,29 @@
 __all__ = ['FUNCTIONAL', 'HIDDEN', 'MATCHES', 'SMOOTHABLE', 'affine_net', 'relu_unit', 'gap_linear_net', 'small_cnn', 'small_vgg',
            'Bottleneck', 'small_resnet', 'MixerBlock', 'SmallMixer', 'small_mixer', 'History', 'align_target',
            'predict', 'accuracy', 'r2_mae', 'TrainingState', 'fit', 'flip', 'fill_batchnorm', 'load_weights',
-           'read_weights', 'torchvision_model', 'Pretrained', 'pretrained', 'randomise', 'weighted_layers',
+           'read_weights', 'torchvision_model', 'Pretrained', 'pretrained', 'randomise', 'weighted_layers', 'cascade',
            'ActivationSite', 'Swapped', 'Activation', 'swap_activations', 'GaussianReLU', 'ShiftedSoftplus',
            'BackwardSoftplus', 'sigma_from_beta', 'SmoothActivation', 'BackwardActivation', 'smooth']
 
 # %% ../nbs/02_models.ipynb #1816a5ae
 import copy, difflib, inspect, math, os, re, sys, threading, time
-
-
 from collections import Counter, OrderedDict
-
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
-
-
 from dataclasses import dataclass, field
-
-
 from fnmatch import fnmatchcase
-
-
 from pathlib import Path
-
-
 from types import SimpleNamespace
-
-
 from typing import Any, NamedTuple
 
-# %% ../nbs/02_models.ipynb #51c0b66b
 import numpy as np
-
-
 import torch
-
-
 import torch.nn.functional as F
-
-
 from torch import Tensor, nn
-
-
 from torch.overrides import TorchFunctionMode
 
-
-from xai_nb.core import (
-    DataNotFound,
-    NonFiniteError,
-    UnsupportedOp,
-    best_device,
-    call_model,
-    eval_mode,
-    find_layer,
-)
-
-# %% ../nbs/02_models.ipynb #8e7ee122
-from .core import hash_key, in_chunks, need_package, progress, tensors_in, uncompiled, unwrap_output
-
-
+from .core import DataNotFound, NonFiniteError, UnsupportedOp, best_device, call_model, check_finite
+from .core import eval_mode, find_layer, hash_key, in_chunks, need_package, progress, tensors_in
+from .core import uncompiled, unwrap_output
 from .data import Images, Preparation
 
 # %% ../nbs/02_models.ipynb #6c1181f7
@@ -341,7 +306,7 @@ def accuracy(
     images: Any,  # `Images`, or anything with inputs `.x` and labels `.y` (N,)
 ) -> float:  # Share of right predictions, 0 to 1
     "How often the predicted class is the label."
-    chosen = predict(model, images.x).argmax(1).cpu()
+    chosen = check_finite("the output", predict(model, images.x)).argmax(1).cpu()
     return float((chosen == align_target(chosen, images.y.cpu())).float().mean())
 
 
@@ -350,7 +315,7 @@ def r2_mae(
     images: Any,  # `Images`, or anything with inputs `.x` and targets `.y` in the shape of the output
 ) -> tuple[float, float]:  # R squared (at most 1; mean over outputs) and mean absolute error (units of y)
     "How well a regression predicts."
-    p = predict(model, images.x).cpu().double()
+    p = check_finite("the output", predict(model, images.x)).cpu().double()
     y = align_target(p, images.y.cpu().double())
     p, y = (v.reshape(len(v), -1) for v in (p, y))
     explained = 1 - (y - p).square().sum(0) / (y - y.mean(0)).square().sum(0)
@@ -1017,6 +982,20 @@ def _redraw(module: nn.Module, how: str) -> None:
             p.copy_(flat[torch.randperm(p.numel()).to(p.device)].reshape(p.shape))
         elif p.ndim > 1:
             p.copy_(torch.randn(p.shape).to(p) * p.std())
+
+# %% ../nbs/02_models.ipynb #976b4999
+def cascade(
+    model: nn.Module,  # Left as it is
+    *,
+    seed: int = 0,  # Of the new weights
+    how: str = "normal",  # As in `randomise`
+) -> Iterator[
+    tuple[str, nn.Module]
+]:  # Name of the layer, and a copy in which it and all layers above are random
+    "Forget from the output down, one weighted layer after the other."
+    layers = weighted_layers(model)[::-1]
+    for k, layer in enumerate(layers, 1):
+        yield layer, randomise(model, layers=layers[:k], seed=seed, how=how)
 
 # %% ../nbs/02_models.ipynb #c7b66535
 FUNCTIONAL = {
