@@ -465,9 +465,7 @@ def views(
     size: int = 224,  # Side of the squares, pixels
     zoom: float = 0.6,  # Smallest side of a square before resizing, as a share of the short side
     seed: int = 0,  # Of places, sizes and flips
-) -> (
-    Images
-):  # (N 3 size size) in [0, 1], classes, and masks where all photographs have one; ValueError without classes
+) -> Images:  # (N 3 size size) in [0, 1], classes, masks where all have one; ValueError without classes
     "Random squares of photographs, flipped half of the time."
     if any(label is None for label in photos.labels):
         raise ValueError("views need a class for each photograph; choose with pictures([...])")

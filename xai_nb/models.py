@@ -277,9 +277,7 @@ class History:
 def align_target(
     prediction: Tensor,  # What a model returned, (N,), (N 1) or (N K)
     target: Tensor,  # What it should have been
-) -> (
-    Tensor
-):  # The target in the shape of the prediction; ValueError where only broadcasting would make it fit
+) -> Tensor:  # The target in the shape of the prediction; ValueError where only broadcasting would fit
     "Let a target meet a prediction without silent broadcasting."
     if prediction.shape == target.shape:
         return target
@@ -386,6 +384,7 @@ class TrainingState:
     step: int = 0  # Steps taken, from 0, over the whole training
     loss: float = math.nan  # Mean loss of the last finished epoch
     score: float | None = None  # Validation score after it
+    batch: Any = None  # The coming batch, with `.x` and `.y`, for callbacks before a step
 
     @property
     def share(self) -> float:  # 0 to 1
@@ -500,6 +499,7 @@ class _Run:
 def _step(run: _Run, batch: Any) -> float:
     "One optimiser step; returns the loss before it; gradients are not left in `.grad`."
     state = run.state
+    state.batch = batch
     for call in run.on_step:
         call(state)
     params = _trained_parameters(state, bool(run.on_step))
@@ -987,9 +987,7 @@ def cascade(
     *,
     seed: int = 0,  # Of the new weights
     how: str = "normal",  # As in `randomise`
-) -> Iterator[
-    tuple[str, nn.Module]
-]:  # Name of the layer, and a copy in which it and all layers above are random
+) -> Iterator[tuple[str, nn.Module]]:  # Name of the layer, and a copy that is random from there up
     "Forget from the output down, one weighted layer after the other."
     layers = weighted_layers(model)[::-1]
     for k, layer in enumerate(layers, 1):
@@ -1248,8 +1246,7 @@ def _intercept(module: nn.Module, name: str, new: nn.Module) -> Callable[[], Non
 # %% ../nbs/02_models.ipynb #d9d7d37b
 def swap_activations(
     model: nn.Module,  # Left as it is unless `copied=False`
-    new: Callable[[Tensor], Tensor]
-    | None = None,  # Module or function, by element; a module is copied per site
+    new: Callable[[Tensor], Tensor] | None = None,  # Module (copied per site) or function, by element
     *,
     make: Callable[[ActivationSite], nn.Module] | None = None,  # Instead of `new`: the module of each site
     old: Sequence[type[nn.Module]] = (nn.ReLU,),  # Kinds; calls are known for those of `FUNCTIONAL`
