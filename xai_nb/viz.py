@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WIDTH', 'DPI', 'PALETTE', 'SIGNED', 'Picture', 'show_maps', 'show_neighbours', 'overlay_rgb', 'overlay', 'curves',
            'bars', 'show_history', 'explore', 'show_tree_pair', 'show_census', 'show_hierarchies', 'show_tradeoff',
-           'show_fronts', 'PlaneLine', 'PlaneStyle', 'show_plane', 'draw_plane', 'show_walk', 'direction_rgb']
+           'show_fronts', 'PlaneLine', 'PlaneStyle', 'show_plane', 'draw_plane', 'show_walk', 'direction_rgb',
+           'show_network']
 
 # %% ../nbs/05_viz.ipynb #7f90513a
 import io
@@ -837,3 +838,38 @@ def direction_rgb(
     return (
         hue * (total / total.amax((1, 2), keepdim=True).clamp(min=torch.finfo(total.dtype).tiny))[..., None]
     )
+
+# %% ../nbs/05_viz.ipynb #0eab9b80
+def show_network(
+    rounds: Sequence[tuple[np.ndarray, np.ndarray]],  # Senders and receivers of each round, one panel each, 1 ... 5
+    weights: np.ndarray,  # What each client holds in that round, (panels, N), 0 or more; 1 is the usual disc
+    *,
+    lost: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,  # Those messages of each round that never arrive
+    titles: Sequence[str] = (),  # One a panel
+) -> Picture:  # Closed figure; ValueError if the numbers of panels differ
+    "A network over some rounds: arrows for messages, discs as large as what the clients hold."
+    weights = np.atleast_2d(_numbers(weights))
+    if len(weights) != len(rounds) or not 1 <= len(rounds) <= 5:
+        raise ValueError(f"{len(rounds)} rounds with weights of shape {weights.shape}; give one row a round, at most 5")
+    angle = np.pi / 2 - 2 * np.pi * np.arange(weights.shape[1]) / weights.shape[1]
+    places = np.stack([np.cos(angle), np.sin(angle)], 1)
+    with _style():
+        fig = Picture(WIDTH, WIDTH / len(rounds) + 0.3)
+        for t, ax in enumerate(fig.subplots(1, len(rounds), squeeze=False)[0]):
+            gone = set(zip(*(side.tolist() for side in lost[t]))) if lost else set()
+            _draw_network(ax, places, weights[t], rounds[t], gone)
+            ax.set_title(titles[t] if t < len(titles) else "", fontsize=9)
+    return fig
+
+# %% ../nbs/05_viz.ipynb #2a603be3
+def _draw_network(ax: Axes, places: np.ndarray, weights: np.ndarray, links: tuple, gone: set) -> None:
+    "One panel: discs (N), arrows from senders to receivers, those in `gone` dashed."
+    for pair in zip(*(side.tolist() for side in links)):
+        style = dict(color=PALETTE[1], ls="--") if pair in gone else dict(color="0.55")
+        arrow = dict(arrowstyle="-|>", shrinkA=9, shrinkB=9, lw=0.9, mutation_scale=8, connectionstyle="arc3,rad=.12", **style)
+        ax.annotate("", places[pair[1]], places[pair[0]], arrowprops=arrow)
+    ax.scatter(*places.T, s=160 * np.maximum(weights, 0.01), color=PALETTE[5], edgecolor="0.3", zorder=3)
+    for i, place in enumerate(places):
+        ax.text(*place, str(i), ha="center", va="center", fontsize=8, zorder=4)
+    ax.set(xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal")
+    ax.axis("off")
