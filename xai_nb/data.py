@@ -623,6 +623,8 @@ def image_folder(
     limit: int | None = None,  # At most this many pictures, spread evenly over the set; None for all
 ) -> Images:  # (N 3 size size) in [0, 1]
     "A folder of pictures in memory, found by torchvision, read by `read_picture` as the command does."
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}, expected 1 or more, or None for all")
     from torchvision.datasets import ImageFolder
 
     prepare = Preparation(size, size)

@@ -417,7 +417,7 @@ def fit(
     device: str | torch.device | None = None,  # None: see `best_device`
 ) -> History:  # Loss and score per epoch, and how it ended
     "Train a model."
-    _check_fit_settings(epochs, stop_at, validation, on_divergence)
+    _check_fit_settings(epochs, batch_size, stop_at, validation, on_divergence)
     device = best_device(device)
     model = model.to(device)
     data = _examples(data).to(device)
@@ -433,16 +433,18 @@ def fit(
     return _train(run, check, Path(checkpoint) if checkpoint else None, on_divergence)
 
 # %% ../nbs/02_models.ipynb #9388c45e
-def _check_fit_settings(epochs: int, stop_at: float | None, validation: Any, on_divergence: str) -> None:
+def _check_fit_settings(
+    epochs: int, batch_size: int, stop_at: Any, validation: Any, on_divergence: str
+) -> None:
     "Refuse settings that mean nothing."
-    if epochs < 1:
-        raise ValueError(f"epochs is {epochs}, expected 1 or more")
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs is {epochs} and batch_size {batch_size}, expected 1 or more")
     if stop_at is not None and validation is None:
         raise ValueError("stop_at needs validation pictures")
     if on_divergence not in ("raise", "stop"):
         raise ValueError(f"on_divergence is {on_divergence!r}, expected 'raise' or 'stop'")
 
-
+# %% ../nbs/02_models.ipynb #0175d4df
 def _schedule(kind: str | Callable, optimizer: torch.optim.Optimizer, total: int) -> Any:
     "A learning-rate scheduler, stepped once a batch; None for a constant rate."
     if kind == "constant":
@@ -713,7 +715,7 @@ def read_weights(
     except Exception as e:
         advice = f"write it with torch.save(model.state_dict(), {Path(path).name!r})"
         raise ValueError(f"{path} is not a weights file that can be loaded safely; {advice}") from e
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "net"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
