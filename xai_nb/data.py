@@ -96,7 +96,10 @@ class Images:
 class MaskedImages(Images):
     "Pictures whose objects are all known: `mask` is there, for you and for a type checker."
 
+    x: Tensor  # Pictures, (N C H W), float in [0, 1]
+    y: Tensor  # Class indices (N,) int64, or regression targets (N,) float
     mask: Tensor  # The object, (N H W) bool
+    names: tuple[str, ...]  # Class names, empty for a regression
 
 # %% ../nbs/01_data.ipynb #0554e9f8
 def rectangle_boxes(
@@ -766,7 +769,8 @@ def pcam(
             raise DataNotFound(f"no file {path}")
     h5py = need_package("h5py", "bench")
     with h5py.File(paths[0]) as x, h5py.File(paths[1]) as y:
-        pictures, labels = x["x"][:limit], y["y"][:limit].reshape(-1)
+        pictures = x["x"][:limit]
+        labels = y["y"][:limit].reshape(-1)
     return Images(
         torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255,
         torch.from_numpy(labels).long(),
