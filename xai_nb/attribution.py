@@ -159,9 +159,7 @@ def gradient(
     *,
     batch_size: int | None = None,  # Examples per pass, None: all at once
     extra: Any = (),  # More inputs of the model: a tuple, or a dict of named ones; cut with the batch
-) -> (
-    Tensor
-):  # (B C H W), output units per input unit; NonFiniteError for NaN in `x`, the output or the result
+) -> Tensor:  # (B C H W), output units per input unit; NonFiniteError for NaN in `x`, output or map
     "The gradient of the explained output with respect to the input (Simonyan et al. 2014)."
     x, given = _checked(x, target, extra)
     with _explaining(model):
@@ -499,9 +497,7 @@ def spatial_layer(
     model: nn.Module,  # Any module
     x: Tensor,  # Input, (B C *S); the first example is run
     extra: Any = (),  # More inputs, as in `gradient`
-) -> (
-    str
-):  # Name of the last layer that kept positions, as `capture` reads it; LayerError: none; warns of tokens
+) -> str:  # Name of the last layer with positions, for `capture`; LayerError: none; warns of tokens
     "The layer whose output is the last feature map before pooling or flattening."
     model = uncompiled(model)
     search = _LayerSearch(x.ndim)
@@ -534,9 +530,7 @@ def grad_cam(
     x: Any,  # (B C H W), or several inputs, as in `gradient`
     target: Target = None,  # As in `gradient`
     *,
-    layer: str
-    | nn.Module
-    | None = None,  # As `core.capture` reads it; None: `spatial_layer`, one more forward of one image
+    layer: str | nn.Module | None = None,  # As `core.capture` reads it; None: `spatial_layer`, one more pass
     relu: bool = True,  # Keep the positive part only, as published; False keeps evidence against
     size: int | tuple[int, int] | str | None = None,  # Output H W, or "input"; None: the layer's own
     mode: str = "bilinear",  # Interpolation, see torch.nn.functional.interpolate
@@ -592,19 +586,13 @@ def occlusion(
     x: Any,  # (B C *S) with positions S, or a table (B D); or several inputs, as in `gradient`
     target: Target = None,  # As in `gradient`; None is decided once, on `x`
     *,
-    window: int
-    | Sequence[int]
-    | None = None,  # Size of the window, positions; None: 4, or one column of a table
+    window: int | Sequence[int] | None = None,  # Size, positions; None: 4, or one column of a table
     stride: int | Sequence[int] | None = None,  # Step between windows; None: the window, so that they tile
-    baseline: float
-    | Tensor
-    | None = None,  # What covers, a number or a tensor that broadcasts to `x`; None: 0
+    baseline: float | Tensor | None = None,  # What covers, a number or a tensor like `x`; None: 0
     batch_size: int | None = None,  # Rows per pass; None: the batch, filled up to 512 rows or 8 MiB of input
     return_residual: bool = False,  # True: a pair, with the additivity gap, only where windows tile
     extra: Any = (),  # More inputs, as in `gradient`
-) -> (
-    Any
-):  # (B C *S), output units, equal in all channels; with the gap (B,): sum of drops - f(x) + f(baseline)
+) -> Any:  # (B C *S), output units, equal in all channels; gap (B,): sum of drops - f(x) + f(baseline)
     "How much the output drops when a window is covered, averaged over the windows that cover a position."
     x, given = _checked(x, target, extra)
     boxes = _windows(x, window, stride)

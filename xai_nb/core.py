@@ -818,9 +818,7 @@ def load_results(
 def check_positive(
     name: str,  # Of the parameter, for the message
     value: Any,  # What the user gave
-) -> (
-    float
-):  # The same as a plain float, also from NumPy and 0-d tensors; raises ValueError unless positive and finite
+) -> float:  # A plain float, also from NumPy and 0-d tensors; ValueError unless positive and finite
     "Refuse a width or a sharpness that is no positive number."
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
         value = value.item()

@@ -28,9 +28,9 @@ from .core import resolve_target, unwrap_output
 
 # %% auto #0
 __all__ = ['METRICS', 'FRACTIONS', 'Metric', 'metric_table', 'pixel_roc_auc', 'average_precision', 'iou_at_area', 'Curve',
-           'random_maps', 'keep_curve', 'removal_curve', 'insertion', 'deletion', 'average_ranks', 'rank_map',
-           'spearman', 'Interval', 'bootstrap_interval', 'wilson_interval', 'pointing_game', 'max_sensitivity',
-           'model_randomisation', 'cka', 'hsic', 'disagreement']
+           'random_maps', 'is_distribution', 'keep_curve', 'removal_curve', 'insertion', 'deletion', 'average_ranks',
+           'rank_map', 'spearman', 'Interval', 'bootstrap_interval', 'wilson_interval', 'pointing_game',
+           'max_sensitivity', 'model_randomisation', 'cka', 'hsic', 'disagreement']
 
 # %% ../nbs/04_metrics.ipynb #bb844ceb
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def _measured(output: Any, target: Target, measure: str, rows: torch.Tensor) -> 
         need = f"measure={measure!r} needs classes (B K), the model gives {tuple(y.shape)}"
         raise ValueError(f"{need}; use measure='output' or 'change'")
     if measure == "probability":
-        if _is_distribution(y):
+        if is_distribution(y):
             raise ValueError(
                 "the rows of the output are probabilities already; use measure='output', or pass logits"
             )
@@ -286,7 +286,9 @@ def _measured(output: Any, target: Target, measure: str, rows: torch.Tensor) -> 
     return (y.argmax(1) == torch.as_tensor(target, device=y.device)).to(y.dtype)
 
 # %% ../nbs/04_metrics.ipynb #01fb8147
-def _is_distribution(y: torch.Tensor) -> bool:
+def is_distribution(
+    y: torch.Tensor,  # Model output, (B K)
+) -> bool:  # True where a softmax would be one too many
     "Do all rows look like probabilities: none negative, sums of one?"
     tolerance = 1e-2 if y.dtype in (torch.float16, torch.bfloat16) else 1e-4
     return bool((y >= 0).all() and ((y.double().sum(1) - 1).abs() < tolerance).all())
@@ -580,9 +582,7 @@ def model_randomisation(
     ],  # Layer and model, more and more random: `models.cascade(model)`
     magnitude: bool = True,  # Compare |map|, as published; False: signed maps
     seed: int = 0,  # Of the bootstrap
-) -> (
-    pd.DataFrame
-):  # One row per step: layer, similarity (mean rank correlation with the trained map), low, high
+) -> pd.DataFrame:  # One row per step: layer, similarity (rank correlation with the trained map), low, high
     "How much of a map is left when the network is randomised from the output down; it should fall towards 0."
     import pandas as pd
 
@@ -616,9 +616,7 @@ def hsic(
     y: torch.Tensor,  # Features of the same n examples, (n ...)
     *,
     debiased: bool = True,  # Unbiased, n >= 4; False: divided by (n - 1)**2, never negative
-) -> (
-    float
-):  # Dependence with linear kernels, units of both features squared; raises ValueError, NonFiniteError
+) -> float:  # Dependence with linear kernels, units of both features squared; may raise ValueError
     "Hilbert-Schmidt independence criterion, in float64, through features or kernels, whichever is smaller."
     x, y = (_centred_features(f) for f in (x, y))
     n = len(x)

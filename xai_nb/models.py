@@ -277,9 +277,7 @@ class History:
 def align_target(
     prediction: Tensor,  # What a model returned, (N,), (N 1) or (N K)
     target: Tensor,  # What it should have been
-) -> (
-    Tensor
-):  # The target in the shape of the prediction; ValueError where only broadcasting would make it fit
+) -> Tensor:  # The target in the shape of the prediction; ValueError where only broadcasting would fit
     "Let a target meet a prediction without silent broadcasting."
     if prediction.shape == target.shape:
         return target
@@ -386,7 +384,7 @@ class TrainingState:
     step: int = 0  # Steps taken, from 0, over the whole training
     loss: float = math.nan  # Mean loss of the last finished epoch
     score: float | None = None  # Validation score after it
-    batch: Any = None  # The batch of the coming step, with .x and .y
+    batch: Any = None  # The coming batch, with `.x` and `.y`, for callbacks before a step
 
     @property
     def share(self) -> float:  # 0 to 1
@@ -419,7 +417,7 @@ def fit(
     device: str | torch.device | None = None,  # None: see `best_device`
 ) -> History:  # Loss and score per epoch, and how it ended
     "Train a model."
-    _check_fit_settings(epochs, stop_at, validation, on_divergence)
+    _check_fit_settings(epochs, batch_size, stop_at, validation, on_divergence)
     device = best_device(device)
     model = model.to(device)
     data = _examples(data).to(device)
@@ -435,16 +433,18 @@ def fit(
     return _train(run, check, Path(checkpoint) if checkpoint else None, on_divergence)
 
 # %% ../nbs/02_models.ipynb #9388c45e
-def _check_fit_settings(epochs: int, stop_at: float | None, validation: Any, on_divergence: str) -> None:
+def _check_fit_settings(
+    epochs: int, batch_size: int, stop_at: Any, validation: Any, on_divergence: str
+) -> None:
     "Refuse settings that mean nothing."
-    if epochs < 1:
-        raise ValueError(f"epochs is {epochs}, expected 1 or more")
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs is {epochs} and batch_size {batch_size}, expected 1 or more")
     if stop_at is not None and validation is None:
         raise ValueError("stop_at needs validation pictures")
     if on_divergence not in ("raise", "stop"):
         raise ValueError(f"on_divergence is {on_divergence!r}, expected 'raise' or 'stop'")
 
-
+# %% ../nbs/02_models.ipynb #0175d4df
 def _schedule(kind: str | Callable, optimizer: torch.optim.Optimizer, total: int) -> Any:
     "A learning-rate scheduler, stepped once a batch; None for a constant rate."
     if kind == "constant":
@@ -715,7 +715,7 @@ def read_weights(
     except Exception as e:
         advice = f"write it with torch.save(model.state_dict(), {Path(path).name!r})"
         raise ValueError(f"{path} is not a weights file that can be loaded safely; {advice}") from e
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "net"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -989,9 +989,7 @@ def cascade(
     *,
     seed: int = 0,  # Of the new weights
     how: str = "normal",  # As in `randomise`
-) -> Iterator[
-    tuple[str, nn.Module]
-]:  # Name of the layer, and a copy in which it and all layers above are random
+) -> Iterator[tuple[str, nn.Module]]:  # Name of the layer, and a copy that is random from there up
     "Forget from the output down, one weighted layer after the other."
     layers = weighted_layers(model)[::-1]
     for k, layer in enumerate(layers, 1):
@@ -1250,8 +1248,7 @@ def _intercept(module: nn.Module, name: str, new: nn.Module) -> Callable[[], Non
 # %% ../nbs/02_models.ipynb #d9d7d37b
 def swap_activations(
     model: nn.Module,  # Left as it is unless `copied=False`
-    new: Callable[[Tensor], Tensor]
-    | None = None,  # Module or function, by element; a module is copied per site
+    new: Callable[[Tensor], Tensor] | None = None,  # Module (copied per site) or function, by element
     *,
     make: Callable[[ActivationSite], nn.Module] | None = None,  # Instead of `new`: the module of each site
     old: Sequence[type[nn.Module]] = (nn.ReLU,),  # Kinds; calls are known for those of `FUNCTIONAL`
