@@ -449,7 +449,9 @@ def defined(cell):
 
 
 def cell_lines(cell):
-    "Lines of code in a cell, without flags and blank lines, each signature as one line."
+    "Lines of code in a cell, without flags and blank lines, each signature as one line; a cell of imports has none."
+    if all(is_import(node) for node in tree(cell).body):
+        return 0
     lines = {n for n, line in enumerate(cell.source.splitlines(), 1) if line.strip() and not line.startswith("#|")}
     for node in ast.walk(tree(cell)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
