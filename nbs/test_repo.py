@@ -70,7 +70,11 @@ LONG_CELLS = {  # Exported definitions that cannot be cut into cells of 25 lines
     "09_representations": {"_Sums", "StreamingCKA", "Features", "SimilarityMonitor"},
     "09_stress": {"Swap", "_Site", "HotSwapper"},
     "09_spectrum": {"ExplanationGap"},
+    "09_split_kernel": {"Grown"},
     "50_similarity": {"Neighbours"},
+    "60_trees": {"_StableTree", "StableForestClassifier", "StableForestRegressor", "_Boosting",
+                 "StableGradientBoostingClassifier"},
+    "61_clustering": {"StableHierarchicalClustering"},
     "51_gradient_index": {"GradientIndex", "Sketch", "_Lock", "_Shard", "_Header"},
     "30_moram": {"RegressionCAM"},
 }
