@@ -668,7 +668,7 @@ def _draw_nuclei(size: int, shape: dict[str, Tensor]) -> Tensor:
     ink = inside * (0.6 + shape["mottled"][..., None, None] * mottle)
     return (0.9 - ink.amax(1)).clamp(0, 1)
 
-
+# %% ../nbs/01_data.ipynb #a70defc3
 def _shifted(x: Tensor, shift: str, seed: int) -> Tensor:
     "The same pictures taken in another way."
     if shift == "blur":
@@ -740,7 +740,7 @@ def _breakhis_part(files: list[Path], prepare: Preparation) -> Images:
     y = torch.tensor([int("_M_" in f.name) for f in files])
     return Images(prepare.cut(files), y, names=("benign", "malignant"))
 
-
+# %% ../nbs/01_data.ipynb #d695ae77
 def pcam(
     root: str | Path,  # Folder with camelyonpatch_level_2_split_*_x.h5 and _y.h5
     part: str = "train",  # "train", "valid" or "test"
