@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Sketch', 'sketch_costs', 'scan_topk', 'model_digest', 'GradientIndex', 'FaissSearch']
 
-# %% ../nbs/51_gradient_index.ipynb #4570a663
+# %% ../nbs/51_gradient_index.ipynb #8f46301f
 import hashlib, json, math, os, time, zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -20,14 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import check_finite, eval_mode, hash_key, progress, unwrap_output
+from .per_example import BatchGradients, ChosenExamples, Coverage, Examples, JoinedExamples, Loss, Outer
 from xai_nb.per_example import (
-    BatchGradients,
-    ChosenExamples,
-    Coverage,
-    Examples,
-    JoinedExamples,
-    Loss,
-    Outer,
     TilePlan,
     bare_model,
     coverage,
@@ -35,11 +29,8 @@ from xai_nb.per_example import (
     full_precision,
     gradient_gram,
     loss_terms,
-    model_device,
-    plan_tiles,
-    run_batches,
-    unit_rows,
 )
+from .per_example import model_device, plan_tiles, run_batches, unit_rows
 from .similarity import Neighbours, predicted_classes
 
 # %% ../nbs/51_gradient_index.ipynb #e219260a
@@ -820,12 +811,15 @@ def _plan_batch(cov: Coverage, sketch: Sketch, memory: int, batch_size: int) -> 
         raise ValueError(f"{said}; raise memory, or use sketch='kronecker'")
     return plan_tiles(cov, frozenset(), 1, 2**40, memory - maps, batch_size)
 
-# %% ../nbs/51_gradient_index.ipynb #f1b23678
+# %% ../nbs/51_gradient_index.ipynb #520ed719
 def _estimate(index: GradientIndex) -> dict[str, float]:
     "Rows, bytes, memory, seconds, and what a row costs in forward and backward passes."
     todo = index.todo()
     rows = sum(step.count for _, step in todo)
-    memory = _map_bytes(index.cov, index.sketch) + index.plan.batch * index.plan.pass_bytes
+    drawing = (
+        32 * max(index.cov.size[n] for n in index.cov.names) if index.sketch.kind == "countsketch" else 0
+    )
+    memory = _map_bytes(index.cov, index.sketch) + drawing + index.plan.batch * index.plan.pass_bytes
     cost = {"rows": rows, "bytes": 2 * rows * index.width, "memory": memory, "seconds": 0.0, "passes": 0.0}
     if not todo:
         return cost
