@@ -7,10 +7,11 @@ __all__ = ['MEASURES', 'MULTIPLIERS', 'encode_labels', 'one_against_rest', 'Gap'
            'Front', 'fairwash_front', 'best_mixture', 'fidelity_ceiling', 'GapRange', 'unfairness_range',
            'transfer_table', 'fraud_detect_kl', 'fidelity_difference', 'hidden_gap', 'detection_auc']
 
-# %% ../nbs/80_fairwashing.ipynb #4d02d6bb
+# %% ../nbs/80_fairwashing.ipynb #bcb9a82e
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -313,7 +314,7 @@ class Front:
         "What the same explanations do elsewhere."
         return _move(self, _audit(b, X, group, self.measure, self.truth, outcome))
 
-# %% ../nbs/80_fairwashing.ipynb #09278233
+# %% ../nbs/80_fairwashing.ipynb #096952c3
 def _mix(front: Front, index: np.ndarray, weights: np.ndarray) -> Mixture:
     "Some models with their weights, valued on this front's people."
     models = tuple(front.models[i] for i in index)
@@ -328,10 +329,15 @@ def _move(front: Front, audit: "_Audit") -> Front:
     return replace(front, **_valued(front.models, audit), chosen=front.chosen or front)
 
 
+def _check_bound(gap: float) -> None:
+    "A bound on a gap is a number of at least 0."
+    if not isinstance(gap, Real) or not gap >= 0:
+        raise ValueError(f"gap is {gap!r}, expected a number of at least 0")
+
+
 def _choose(front: Front, bound: float) -> tuple[np.ndarray, np.ndarray]:
     "The best pair below a bound, or what is wrong with the bound."
-    if not bound >= 0:
-        raise ValueError(f"gap is {bound}, expected a number of at least 0")
+    _check_bound(bound)
     index, weights = _best_pair(front.gap, front.fidelity, front.hull, bound)
     if not len(index):
         nearest = np.abs(front.gap).min()
@@ -397,7 +403,7 @@ def _check_features(X: Any, member: np.ndarray) -> None:
                 f"column {name!r} of X is the group itself; drop it, explainers must not see it", stacklevel=5
             )
 
-# %% ../nbs/80_fairwashing.ipynb #e212fb4b
+# %% ../nbs/80_fairwashing.ipynb #3ccc14af
 def _check_explainer(explainer: Any) -> None:
     "A classifier that takes weights, also as the last step of a pipeline."
     last = explainer.steps[-1][1] if isinstance(explainer, Pipeline) else explainer
@@ -411,7 +417,10 @@ def _check_explainer(explainer: Any) -> None:
 
 def _check_prices(multipliers: Sequence[float]) -> np.ndarray:
     "Prices as a vector that has the price 0."
-    prices = np.asarray(multipliers, float)
+    try:
+        prices = np.asarray(multipliers, float)
+    except (TypeError, ValueError):
+        raise TypeError(f"multipliers must be a list of finite numbers, got {multipliers!r}") from None
     if prices.ndim != 1 or not np.isfinite(prices).all():
         raise ValueError(f"multipliers must be a list of finite numbers, got {multipliers!r}")
     return prices if (prices == 0).any() else np.r_[0.0, prices]
@@ -462,7 +471,7 @@ def fairwash_front(
         prices = np.r_[prices, np.nan, np.nan]
     return Front(tuple(models), prices, measure=measure, truth=truth, **_valued(models, audit))
 
-# %% ../nbs/80_fairwashing.ipynb #cb60e2bf
+# %% ../nbs/80_fairwashing.ipynb #6e269639
 def best_mixture(
     fidelity: np.ndarray,  # Of each model, (N,)
     gaps: np.ndarray,  # Signed gaps of each model, (K N), a row for each constraint
@@ -483,6 +492,7 @@ def fidelity_ceiling(
     gap: float,  # Gap shown, at least 0
 ) -> float:  # Fidelity, in 0 ... 1
     "The fidelity that no explainer of any kind can exceed if it shows a gap of at most `gap`."
+    _check_bound(gap)
     return 1 - max(0.0, abs(front.box_gap) - gap) * min(front.shares)
 
 # %% ../nbs/80_fairwashing.ipynb #d3884a90
