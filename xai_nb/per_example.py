@@ -943,7 +943,7 @@ def _only_tracked(model: nn.Module, tracked: dict[int, str], device: str) -> Ite
         for p, flag in flags:
             p.requires_grad_(flag)
 
-# %% ../nbs/07_per_example.ipynb #d8c70138
+# %% ../nbs/07_per_example.ipynb #161a7dd1
 @dataclass(frozen=True)
 class _Pass:
     "What one forward and one backward pass left behind."
@@ -969,14 +969,30 @@ def _record(
         sources = [*recorder.anchors, *(names[n] for n in watched)]
         grads = _gradients(terms.sum(), sources) if sources and terms.requires_grad else [None] * len(sources)
     elsewhere = [n for n, g in zip(watched, grads[len(recorder.anchors) :]) if g is not None]
-    calls = [call for call in recorder.calls if call.d is not None]
+    calls = _stack_repeats([call for call in recorder.calls if call.d is not None], len(x))
     output = check_finite("the model output", output.detach())
     return _Pass(calls, _accumulated(factor), output, elsewhere, recorder.cut)
+
+# %% ../nbs/07_per_example.ipynb #6be5398f
+def _stack_repeats(calls: list[_Call], n: int) -> list[_Call]:
+    "One call for the same linear layer run again and again on n rows, as in the steps of a recurrent layer."
+    groups: dict[Any, list[_Call]] = {}
+    for call in calls:
+        repeats = call.rule is _LINEAR and call.a.ndim == 2 and len(call.a) == n
+        key = (id(call.weight), id(call.bias), call.a.shape) if repeats else id(call)
+        groups.setdefault(key, []).append(call)
+    return [same[0] if len(same) == 1 else _stacked(same) for same in groups.values()]
+
+
+def _stacked(calls: list[_Call]) -> _Call:
+    "Rows of all calls as positions of one."
+    a = torch.stack([call.a for call in calls], 1)
+    return replace(calls[0], a=a, d=torch.stack([call.d for call in calls], 1))
 
 
 _grad = _unguarded(torch.autograd.grad)  # keeps the recorder active while a checkpoint runs its part again
 
-# %% ../nbs/07_per_example.ipynb #39483b53
+
 def _gradients(total: Tensor, sources: Sequence[Tensor]) -> Sequence[Tensor | None]:
     "autograd.grad, with a sentence for what it cannot do."
     try:
@@ -987,7 +1003,7 @@ def _gradients(total: Tensor, sources: Sequence[Tensor]) -> Sequence[Tensor | No
         said = "the model's checkpoints give no gradients here"
         raise LayerError(f"{said}: use use_reentrant=False, or switch them off") from error
 
-
+# %% ../nbs/07_per_example.ipynb #1fae3d21
 def picture_layout(
     model: nn.Module,  # Model to explain
     x: Tensor,  # A few inputs, (B ...)
@@ -1006,7 +1022,7 @@ def picture_layout(
     close = got.shape == want.shape and torch.allclose(got, want, rtol=1e-3, atol=tolerance)
     return torch.channels_last if close else torch.preserve_format
 
-# %% ../nbs/07_per_example.ipynb #aa4f7726
+
 def in_layout(
     x: Tensor,  # Inputs, (B ...)
     layout: torch.memory_format,  # Wanted layout
@@ -1016,7 +1032,7 @@ def in_layout(
         return x
     return torch.empty_like(x, memory_format=layout).copy_(x)
 
-
+# %% ../nbs/07_per_example.ipynb #f6aa7b3e
 def _merge_uses(parts: Sequence) -> Any:
     "Several uses of one parameter: factors are laid side by side, dense gradients are added."
     if len(parts) == 1:
