@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Loss', 'Examples', 'loss_terms', 'output_gradient', 'Outer', 'ghost_inner', 'ghost_norm2', 'squared_norm',
            'nonzero_divisor', 'unit_rows', 'picture_layout', 'in_layout', 'loop_gradients', 'FactorShape', 'Coverage',
-           'coverage', 'bare_model', 'model_device', 'full_precision', 'fit_input', 'BatchGradients',
-           'check_independence', 'example_gradients', 'plan_ghosts', 'TilePlan', 'plan_tiles', 'count_examples',
-           'take_examples', 'batches_of', 'JoinedExamples', 'ChosenExamples', 'run_batches', 'Gram', 'gradient_gram']
+           'coverage', 'bare_model', 'model_device', 'fit_input', 'BatchGradients', 'check_independence',
+           'example_gradients', 'plan_ghosts', 'TilePlan', 'plan_tiles', 'count_examples', 'take_examples',
+           'batches_of', 'JoinedExamples', 'ChosenExamples', 'run_batches', 'Gram', 'gradient_gram']
 
-# %% ../nbs/07_per_example.ipynb #364b38c1
+# %% ../nbs/07_per_example.ipynb #d1ad508e
 import fnmatch, math, types, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import default_collate
 
-from .core import LayerError, check_finite, eval_mode, progress, uncompiled, unwrap_output
+from xai_nb.core import (
+    LayerError,
+    check_finite,
+    eval_mode,
+    full_precision,
+    progress,
+    uncompiled,
+    unwrap_output,
+)
 
 # %% ../nbs/07_per_example.ipynb #1124ba99
 Loss = str | Callable[[Tensor, Tensor], Tensor]
@@ -1317,7 +1325,7 @@ def _choose_parameters(model: nn.Module, parameters: str) -> dict[str, nn.Parame
         raise ValueError(f"{said}; the model has {list(every)[:6]} ...: unfreeze it or change the pattern")
     return names
 
-# %% ../nbs/07_per_example.ipynb #56ab8e64
+# %% ../nbs/07_per_example.ipynb #68338bcb
 def bare_model(
     model: nn.Module,  # As the user has it
 ) -> (
@@ -1344,13 +1352,6 @@ def model_device(
     if first is None:
         raise ValueError("the model has no parameters, so there is no gradient to compare")
     return first.device
-
-
-def full_precision(
-    model: nn.Module,  # Any module
-) -> torch.autocast:  # A context
-    "Autocast switched off: gradients are made in the precision of the parameters."
-    return torch.autocast(model_device(model).type, enabled=False)
 
 # %% ../nbs/07_per_example.ipynb #75e294a2
 def fit_input(
@@ -1865,7 +1866,7 @@ class Gram:
         choices = "'gc', 'gd', 'grad_l2', 'margin_dot' or 'layer_mean' (the last only if asked for)"
         raise ValueError(f"metric is {name!r}; use {choices}")
 
-# %% ../nbs/07_per_example.ipynb #3e50bc77
+# %% ../nbs/07_per_example.ipynb #bf7a21ac
 def gradient_gram(
     model: nn.Module,  # Model to explain, its parameters with requires_grad=True
     test: Examples,  # Queries: (x, y) tensors or a Dataset; y is the label to explain
@@ -1895,7 +1896,7 @@ def gradient_gram(
     buffers = _Buffers()
 
     record = lambda x, y, first: BatchGradients(model, cov, ghost, x, y, loss, buffers, check=first)
-    with full_precision(model):
+    with full_precision():
         for lo in range(0, n, plan.test_rows):
             hi = min(n, lo + plan.test_rows)
             queries = batches_of(test, lo, hi, plan.batch, device)
