@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Sketch', 'sketch_costs', 'scan_topk', 'model_digest', 'GradientIndex', 'FaissSearch']
 
-# %% ../nbs/51_gradient_index.ipynb #4570a663
+# %% ../nbs/51_gradient_index.ipynb #ab2108ae
 import hashlib, json, math, os, time, zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -19,27 +19,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import check_finite, eval_mode, hash_key, progress, unwrap_output
-from xai_nb.per_example import (
-    BatchGradients,
-    ChosenExamples,
-    Coverage,
-    Examples,
-    JoinedExamples,
-    Loss,
-    Outer,
-    TilePlan,
-    bare_model,
-    coverage,
-    fit_input,
-    full_precision,
-    gradient_gram,
-    loss_terms,
-    model_device,
-    plan_tiles,
-    run_batches,
-    unit_rows,
-)
+from .core import check_finite, eval_mode, full_precision, hash_key, progress, unwrap_output
+from .per_example import BatchGradients, ChosenExamples, Coverage, Examples, JoinedExamples, Loss, Outer
+from .per_example import TilePlan, bare_model, coverage, fit_input, gradient_gram, loss_terms
+from .per_example import model_device, plan_tiles, run_batches, unit_rows
 from .similarity import Neighbours, predicted_classes
 
 # %% ../nbs/51_gradient_index.ipynb #e219260a
@@ -572,7 +555,7 @@ def _stored_world(path: Path, world: int) -> int:
     found = [int(header.parent.name.split("-of-")[1]) for header in path.glob("rank-*-of-*/header.json")]
     return world if world in found or not found else max(found, key=found.count)
 
-# %% ../nbs/51_gradient_index.ipynb #265df89e
+# %% ../nbs/51_gradient_index.ipynb #fab21344
 class GradientIndex:
     "Sketched gradients of a training set on disk, searched by a scan and reranked by exact gradient cosine."
 
@@ -646,7 +629,7 @@ class GradientIndex:
         "Sketches divided by their own norms: the cosine of two varies as (1 - rho^2)^2 / k."
         batch = BatchGradients(self.model, self.cov, self.ghost, x, y, self.loss, check=check)
         part = batch.part if self.ghost else batch.part_in_buffer
-        with full_precision(self.model):
+        with full_precision():
             rows = self.sketch((name, part(name)[0]) for name in batch.names).float()
         return check_finite("the sketch", unit_rows(rows)), batch.output
 
@@ -820,12 +803,15 @@ def _plan_batch(cov: Coverage, sketch: Sketch, memory: int, batch_size: int) -> 
         raise ValueError(f"{said}; raise memory, or use sketch='kronecker'")
     return plan_tiles(cov, frozenset(), 1, 2**40, memory - maps, batch_size)
 
-# %% ../nbs/51_gradient_index.ipynb #f1b23678
+# %% ../nbs/51_gradient_index.ipynb #520ed719
 def _estimate(index: GradientIndex) -> dict[str, float]:
     "Rows, bytes, memory, seconds, and what a row costs in forward and backward passes."
     todo = index.todo()
     rows = sum(step.count for _, step in todo)
-    memory = _map_bytes(index.cov, index.sketch) + index.plan.batch * index.plan.pass_bytes
+    drawing = (
+        32 * max(index.cov.size[n] for n in index.cov.names) if index.sketch.kind == "countsketch" else 0
+    )
+    memory = _map_bytes(index.cov, index.sketch) + drawing + index.plan.batch * index.plan.pass_bytes
     cost = {"rows": rows, "bytes": 2 * rows * index.width, "memory": memory, "seconds": 0.0, "passes": 0.0}
     if not todo:
         return cost
@@ -845,10 +831,10 @@ def _seconds(fn: Callable[[], Any]) -> float:
         spent.append(time.perf_counter() - began)
     return min(spent)
 
-# %% ../nbs/51_gradient_index.ipynb #db6a79aa
+# %% ../nbs/51_gradient_index.ipynb #f4e7d552
 def _bare_pass(index: GradientIndex, x: Tensor, y: Tensor) -> None:
     "One forward and one backward pass for the sum of the losses, as training does it."
-    with torch.enable_grad(), eval_mode(index.model), full_precision(index.model):
+    with torch.enable_grad(), eval_mode(index.model), full_precision():
         output = unwrap_output(index.model(fit_input(index.model, x)))
         parameters = [p for p in index.model.parameters() if p.requires_grad]
         total = loss_terms(index.loss, output, y)[0].sum()

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Loss', 'Examples', 'loss_terms', 'output_gradient', 'Outer', 'ghost_inner', 'ghost_norm2', 'squared_norm',
            'nonzero_divisor', 'unit_rows', 'picture_layout', 'in_layout', 'loop_gradients', 'FactorShape', 'Coverage',
-           'coverage', 'bare_model', 'model_device', 'full_precision', 'fit_input', 'BatchGradients',
-           'check_independence', 'example_gradients', 'plan_ghosts', 'TilePlan', 'plan_tiles', 'count_examples',
-           'take_examples', 'batches_of', 'JoinedExamples', 'ChosenExamples', 'run_batches', 'Gram', 'gradient_gram']
+           'coverage', 'bare_model', 'model_device', 'fit_input', 'BatchGradients', 'check_independence',
+           'example_gradients', 'plan_ghosts', 'TilePlan', 'plan_tiles', 'count_examples', 'take_examples',
+           'batches_of', 'JoinedExamples', 'ChosenExamples', 'run_batches', 'Gram', 'gradient_gram']
 
-# %% ../nbs/07_per_example.ipynb #364b38c1
+# %% ../nbs/07_per_example.ipynb #d1ad508e
 import fnmatch, math, types, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import default_collate
 
-from .core import LayerError, check_finite, eval_mode, progress, uncompiled, unwrap_output
+from xai_nb.core import (
+    LayerError,
+    check_finite,
+    eval_mode,
+    full_precision,
+    progress,
+    uncompiled,
+    unwrap_output,
+)
 
 # %% ../nbs/07_per_example.ipynb #1124ba99
 Loss = str | Callable[[Tensor, Tensor], Tensor]
@@ -943,7 +951,7 @@ def _only_tracked(model: nn.Module, tracked: dict[int, str], device: str) -> Ite
         for p, flag in flags:
             p.requires_grad_(flag)
 
-# %% ../nbs/07_per_example.ipynb #d8c70138
+# %% ../nbs/07_per_example.ipynb #161a7dd1
 @dataclass(frozen=True)
 class _Pass:
     "What one forward and one backward pass left behind."
@@ -969,14 +977,30 @@ def _record(
         sources = [*recorder.anchors, *(names[n] for n in watched)]
         grads = _gradients(terms.sum(), sources) if sources and terms.requires_grad else [None] * len(sources)
     elsewhere = [n for n, g in zip(watched, grads[len(recorder.anchors) :]) if g is not None]
-    calls = [call for call in recorder.calls if call.d is not None]
+    calls = _stack_repeats([call for call in recorder.calls if call.d is not None], len(x))
     output = check_finite("the model output", output.detach())
     return _Pass(calls, _accumulated(factor), output, elsewhere, recorder.cut)
+
+# %% ../nbs/07_per_example.ipynb #6be5398f
+def _stack_repeats(calls: list[_Call], n: int) -> list[_Call]:
+    "One call for the same linear layer run again and again on n rows, as in the steps of a recurrent layer."
+    groups: dict[Any, list[_Call]] = {}
+    for call in calls:
+        repeats = call.rule is _LINEAR and call.a.ndim == 2 and len(call.a) == n
+        key = (id(call.weight), id(call.bias), call.a.shape) if repeats else id(call)
+        groups.setdefault(key, []).append(call)
+    return [same[0] if len(same) == 1 else _stacked(same) for same in groups.values()]
+
+
+def _stacked(calls: list[_Call]) -> _Call:
+    "Rows of all calls as positions of one."
+    a = torch.stack([call.a for call in calls], 1)
+    return replace(calls[0], a=a, d=torch.stack([call.d for call in calls], 1))
 
 
 _grad = _unguarded(torch.autograd.grad)  # keeps the recorder active while a checkpoint runs its part again
 
-# %% ../nbs/07_per_example.ipynb #39483b53
+
 def _gradients(total: Tensor, sources: Sequence[Tensor]) -> Sequence[Tensor | None]:
     "autograd.grad, with a sentence for what it cannot do."
     try:
@@ -987,7 +1011,7 @@ def _gradients(total: Tensor, sources: Sequence[Tensor]) -> Sequence[Tensor | No
         said = "the model's checkpoints give no gradients here"
         raise LayerError(f"{said}: use use_reentrant=False, or switch them off") from error
 
-
+# %% ../nbs/07_per_example.ipynb #1fae3d21
 def picture_layout(
     model: nn.Module,  # Model to explain
     x: Tensor,  # A few inputs, (B ...)
@@ -1006,7 +1030,7 @@ def picture_layout(
     close = got.shape == want.shape and torch.allclose(got, want, rtol=1e-3, atol=tolerance)
     return torch.channels_last if close else torch.preserve_format
 
-# %% ../nbs/07_per_example.ipynb #aa4f7726
+
 def in_layout(
     x: Tensor,  # Inputs, (B ...)
     layout: torch.memory_format,  # Wanted layout
@@ -1016,7 +1040,7 @@ def in_layout(
         return x
     return torch.empty_like(x, memory_format=layout).copy_(x)
 
-
+# %% ../nbs/07_per_example.ipynb #f6aa7b3e
 def _merge_uses(parts: Sequence) -> Any:
     "Several uses of one parameter: factors are laid side by side, dense gradients are added."
     if len(parts) == 1:
@@ -1301,7 +1325,7 @@ def _choose_parameters(model: nn.Module, parameters: str) -> dict[str, nn.Parame
         raise ValueError(f"{said}; the model has {list(every)[:6]} ...: unfreeze it or change the pattern")
     return names
 
-# %% ../nbs/07_per_example.ipynb #56ab8e64
+# %% ../nbs/07_per_example.ipynb #68338bcb
 def bare_model(
     model: nn.Module,  # As the user has it
 ) -> (
@@ -1328,13 +1352,6 @@ def model_device(
     if first is None:
         raise ValueError("the model has no parameters, so there is no gradient to compare")
     return first.device
-
-
-def full_precision(
-    model: nn.Module,  # Any module
-) -> torch.autocast:  # A context
-    "Autocast switched off: gradients are made in the precision of the parameters."
-    return torch.autocast(model_device(model).type, enabled=False)
 
 # %% ../nbs/07_per_example.ipynb #75e294a2
 def fit_input(
@@ -1849,7 +1866,7 @@ class Gram:
         choices = "'gc', 'gd', 'grad_l2', 'margin_dot' or 'layer_mean' (the last only if asked for)"
         raise ValueError(f"metric is {name!r}; use {choices}")
 
-# %% ../nbs/07_per_example.ipynb #3e50bc77
+# %% ../nbs/07_per_example.ipynb #bf7a21ac
 def gradient_gram(
     model: nn.Module,  # Model to explain, its parameters with requires_grad=True
     test: Examples,  # Queries: (x, y) tensors or a Dataset; y is the label to explain
@@ -1879,7 +1896,7 @@ def gradient_gram(
     buffers = _Buffers()
 
     record = lambda x, y, first: BatchGradients(model, cov, ghost, x, y, loss, buffers, check=first)
-    with full_precision(model):
+    with full_precision():
         for lo in range(0, n, plan.test_rows):
             hi = min(n, lo + plan.test_rows)
             queries = batches_of(test, lo, hi, plan.batch, device)

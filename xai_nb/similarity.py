@@ -7,7 +7,7 @@ __all__ = ['RELEVANCE_METRICS', 'gradient_cosine', 'Neighbours', 'nearest', 'pre
            'pairwise_similarity', 'activation_features', 'last_layer_gradients', 'curvature', 'whiten', 'relevance',
            'HitRate', 'class_test', 'merge_classes', 'instance_test', 'similarity_report']
 
-# %% ../nbs/50_similarity.ipynb #26ad475b
+# %% ../nbs/50_similarity.ipynb #41dbb449
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,35 +20,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import LayerError, check_finite, eval_mode, unwrap_output
+from .core import LayerError, check_finite, eval_mode, full_precision, unwrap_output
 from .metrics import Interval, spearman, wilson_interval
 from .models import randomise
-from xai_nb.per_example import (
-    ChosenExamples,
-    Examples,
-    Gram,
-    Loss,
-    count_examples,
-    fit_input,
-    full_precision,
-    gradient_gram,
-    nonzero_divisor,
-    output_gradient,
-    picture_layout,
-    run_batches,
-    squared_norm,
-    take_examples,
-    unit_rows,
-)
+from .per_example import ChosenExamples, Examples, Gram, Loss, count_examples, fit_input
+from .per_example import gradient_gram, nonzero_divisor, output_gradient, picture_layout, run_batches
+from .per_example import squared_norm, take_examples, unit_rows
 from .viz import show_neighbours
 
-# %% ../nbs/50_similarity.ipynb #00c6af29
+# %% ../nbs/50_similarity.ipynb #d86c9f0f
 def gradient_cosine(
     model: nn.Module,  # Model to explain
     test: Examples,  # Queries: (x, y) tensors or a Dataset; y is the label to explain
     train: Examples,  # Training examples with their own labels
     *,
-    loss: Loss = "ce",  # "ce", "bce", "mse" or a function (output, y) -> (B,); weight penalties have no effect
+    loss: Loss = "ce",  # "ce", "bce", "mse" or a function (output, y) -> (B,); weight penalties do nothing
     metric: str = "gc",  # "gc", "gd", "grad_l2", "margin_dot" or "layer_mean"
     checkpoints: Sequence[dict] | None = None,  # State dicts of the model; None: the model as it is
     rates: Sequence[float] | None = None,  # Weight of each checkpoint, for example its learning rate; None: 1
@@ -226,7 +212,7 @@ def _look_up(
     predictions = predicted_classes(torch.cat([out.cpu() for *_, out in batches]))[place]
     return Neighbours(order, scores.gather(1, order), labels, predictions, label.cpu())
 
-# %% ../nbs/50_similarity.ipynb #fd0d8f7d
+# %% ../nbs/50_similarity.ipynb #ac29fe0d
 def last_layer_cosine(
     model: nn.Module,  # Classifier that ends in an nn.Linear with a bias
     test: Examples,  # Queries with the label to explain
@@ -238,7 +224,7 @@ def last_layer_cosine(
 ) -> Tensor:  # (B_test B_train)
     "Gradient similarity of the last layer as a product of two small kernels: no backward, no gradients."
     a, b = _last_states(model, loss, batch_size, test, train)
-    with full_precision(model):
+    with full_precision():
         if metric == "residual":
             return unit_rows(a.residuals) @ unit_rows(b.residuals).T
         if metric == "gc":
