@@ -232,3 +232,21 @@ def test_tokens_of_a_text_raise_a_doubt():
         by_token = regression_cam(text, words, "0", 0, abs_activations=True, reshape=lambda a: a.transpose(1, 2))
         assert by_token.moram.shape == (2, 5)
         assert regression_cam(signal, words, "1", 0).moram.shape == (2, 7)
+
+
+def test_maps_under_autocast(images):
+    "Maps are at least float32, whatever surrounds the call."
+    net = gap_net()
+    with torch.autocast("cpu", torch.bfloat16):
+        r = regression_cam(net, images)
+    assert r.moram.dtype == r.grad_ram.dtype == torch.float32
+    assert_close(r.moram, torch.einsum("bk,bkhw->bhw", r.weights.abs(), regression_cam(net, images, return_activations=True).activations), rtol=0.05, atol=1e-3)
+    refused("holds no example", lambda: regression_cam(net, images[:0]))
+    refused("output", lambda: regression_cam(nn.Sequential(*net, Log()), -100 * torch.ones(2, 1, 12, 12), "2"))
+
+
+class Log(nn.Module):
+    "The logarithm of a number that may be negative."
+
+    def forward(self, x):
+        return torch.log(x - 1e6)
