@@ -414,6 +414,8 @@ def test_cells(path):
         assert not mixed, f"cell {n} has an import and other code\n{cell.source}"
         lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#|")]
         only_imports = all(is_import(node) for node in nodes.body)
+        is_peer = "peer" in (cell.directives_ or {}) and any(map(is_import, ast.walk(nodes)))
+        assert not is_peer, f"cell {n}: the docs build runs imports, and the peer is not there: use __import__"
         assert is_exported(cell) or only_imports or len(lines) <= 15, f"cell {n} has {len(lines)} lines"
 
 

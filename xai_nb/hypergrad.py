@@ -54,7 +54,7 @@ from xai_nb.implicit import (
     ridge,
     ridge_inner,
     ridge_outer,
-    settings_of,
+    client_settings,
     stacked_losses,
 )
 
@@ -603,7 +603,7 @@ def _inner_gradient(
     data = [problem.data[i] if batch is None else batch(i, k) for i in clients]
     total = stacked_losses(problem.inner, data) if stacked else loss_of(problem.inner, data[0])
     z = z.detach().requires_grad_()
-    lam = settings_of(problem, clients, stacked, z)
+    lam = client_settings(problem, clients, stacked, z)
     with torch.inference_mode(False), torch.enable_grad():
         loss = total(z, lam)
         (g,) = torch.autograd.grad(loss.sum(), z)
@@ -641,7 +641,7 @@ def gradient_push(
     run = network.run(partial(_sgp, problem, x0.detach(), steps, lr, form, batch), start, terms, _facts)
     return _trained(problem, run, network)
 
-
+# %% ../nbs/70_hypergrad.ipynb #9c30a3fc
 def _trained(problem: Problem, run: Any, network: Any) -> Trained:
     "Gather; with all clients here, also how far they are from each other and from a minimum."
     x = torch.cat([answer[0].reshape(len(node.clients), -1) for node, answer in zip(run.nodes, run.answers)])
