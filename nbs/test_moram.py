@@ -2,6 +2,7 @@
 import copy
 import gc
 import tempfile
+import warnings
 
 import pytest
 import torch
@@ -215,3 +216,37 @@ def test_views_folded_into_the_batch_are_refused():
             return self.net(x.flatten(0, 1)).reshape(len(x), -1).mean(1)
 
     refused("folds an axis into the batch", lambda: regression_cam(Views(), torch.rand(2, 4, 1, 12, 12), "net.1"))
+
+
+def test_tokens_of_a_text_raise_a_doubt():
+    "A text, (B T D), has as many axes as a signal, (B C L): a layer without a convolution is doubted, one with is not."
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten(), nn.Linear(5 * 8, 2))
+        signal = nn.Sequential(nn.Conv1d(5, 6, 2), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 7, 2))
+    words = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match=r"tokens \(B T K\)"):
+        regression_cam(text, words, "0", 0, abs_activations=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        by_token = regression_cam(text, words, "0", 0, abs_activations=True, reshape=lambda a: a.transpose(1, 2))
+        assert by_token.moram.shape == (2, 5)
+        assert regression_cam(signal, words, "1", 0).moram.shape == (2, 7)
+
+
+def test_maps_under_autocast(images):
+    "Maps are at least float32, whatever surrounds the call."
+    net = gap_net()
+    with torch.autocast("cpu", torch.bfloat16):
+        r = regression_cam(net, images)
+    assert r.moram.dtype == r.grad_ram.dtype == torch.float32
+    assert_close(r.moram, torch.einsum("bk,bkhw->bhw", r.weights.abs(), regression_cam(net, images, return_activations=True).activations), rtol=0.05, atol=1e-3)
+    refused("holds no example", lambda: regression_cam(net, images[:0]))
+    refused("output", lambda: regression_cam(nn.Sequential(*net, Log()), -100 * torch.ones(2, 1, 12, 12), "2"))
+
+
+class Log(nn.Module):
+    "The logarithm of a number that may be negative."
+
+    def forward(self, x):
+        return torch.log(x - 1e6)

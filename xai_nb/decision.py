@@ -152,7 +152,7 @@ class Record:
             next(self.ticks, None)
         return summarise(self.columns[key], question.mode, family.scaled, question.seed)
 
-# %% ../nbs/11_decision.ipynb #eae3e866
+# %% ../nbs/11_decision.ipynb #dfb79021
 def _read_record(path: str | Path | None, fingerprint: str) -> dict[str, dict[str, Tensor]]:
     "The measurements of a file; ValueError if it belongs to something else."
     if path is None or not Path(path).exists():
@@ -172,7 +172,7 @@ def _write_record(path: str | Path | None, fingerprint: str, columns: dict) -> N
         torch.save({"xai_nb": "decision", "fingerprint": fingerprint, "columns": columns}, part)
         part.replace(path)
 
-# %% ../nbs/11_decision.ipynb #690951b6
+# %% ../nbs/11_decision.ipynb #9c308e6a
 def fingerprint(
     question: Question,  # From `spectral.ask`
 ) -> str:  # Short text; the same for the same inputs, model and settings on one machine
@@ -180,7 +180,7 @@ def fingerprint(
     q = question
     data = hashlib.sha256(q.x.detach().cpu().contiguous().numpy().tobytes())
     energy = float(q.gradient.double().square().sum())
-    return f"{data.hexdigest()[:16]}, gradient {energy:.6g}, {type(q.f).__name__}, {q.mode}, seed {q.seed}"
+    return f"{data.hexdigest()[:16]}, gradient {energy:.3g}, {type(q.f).__name__}, {q.mode}, seed {q.seed}"
 
 # %% ../nbs/11_decision.ipynb #6cfeb7ad
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def resample_matrix(
     k = _kernel((torch.arange(n_in) + 0.5 - centre[:, None]) / max(scale, 1.0), mode)
     return k / k.sum(1, keepdim=True)
 
-# %% ../nbs/09_localisation.ipynb #3154f482
+# %% ../nbs/09_localisation.ipynb #f4eccb52
 def resize_maps(
     maps: Tensor,  # (B *S), one to three spatial axes
     size: Sequence[int],  # Wanted spatial shape, as many axes
@@ -57,6 +57,7 @@ def resize_maps(
         raise ValueError(
             f"maps {tuple(maps.shape)} have {maps.ndim - 1} spatial axes, size {tuple(size)} has {len(size)}"
         )
+    maps = maps if maps.is_floating_point() else maps.float()
     for axis, n in enumerate(size, 1):
         if n != maps.shape[axis]:
             matrix = resample_matrix(maps.shape[axis], n, mode).to(maps)
@@ -87,7 +88,7 @@ def _average_ties(ranked: Tensor, cumulative: Tensor) -> Tensor:
     mean = torch.zeros_like(cumulative).scatter_reduce(1, block, cumulative, "mean", include_self=False)
     return mean.gather(1, block)
 
-# %% ../nbs/09_localisation.ipynb #9adad342
+# %% ../nbs/09_localisation.ipynb #85534f92
 def cumulative_importance(
     maps: Tensor,  # Heat maps, (B *S), finite
     normalize: str = "minmax",  # One of `MODES`; "paper" is the paper to the letter
@@ -99,6 +100,9 @@ def cumulative_importance(
     if ties not in ("average", "stable"):
         raise ValueError(f"ties is {ties!r}, expected 'average' or 'stable'")
     flat = check_finite("the heat maps", maps).detach().flatten(1).double()
+    flat = torch.ldexp(
+        flat, -torch.frexp(flat.abs().amax(1, keepdim=True)).exponent
+    )  # exact, and sums stay finite
     r = _importance(flat, normalize)
     ranked, order = (flat if normalize == "signed" else r).sort(dim=1, stable=True)
     c = r.gather(1, order).cumsum(1)
@@ -108,7 +112,7 @@ def cumulative_importance(
         c = _average_ties(ranked, c)
     return torch.empty_like(c).scatter(1, order, c).reshape(maps.shape)
 
-# %% ../nbs/09_localisation.ipynb #f3953b52
+# %% ../nbs/09_localisation.ipynb #fef0d1ce
 def _object_pixels(mask: Tensor, maps: Tensor) -> Tensor:
     "Check a mask against the maps."
     if mask.shape != maps.shape:
@@ -130,7 +134,7 @@ def pixel_accuracy_auc(
     c = cumulative.flatten(1).clamp(0, 1)
     return torch.where(m, c, 1 - c).mean(1)
 
-# %% ../nbs/09_localisation.ipynb #22a3bd2a
+# %% ../nbs/09_localisation.ipynb #d8ec15c3
 def pixel_accuracy_curve(
     cumulative: Tensor,  # Cumulative importance, (B *S)
     mask: Tensor,  # True on the object, (B *S)
@@ -142,7 +146,7 @@ def pixel_accuracy_curve(
     accuracy = torch.stack([((c >= r) == m).double().mean(1) for r in thresholds.tolist()], 1)
     return torch.where(c.isnan().any(1, keepdim=True), torch.nan, accuracy)
 
-# %% ../nbs/09_localisation.ipynb #035c6f75
+# %% ../nbs/09_localisation.ipynb #f856addd
 def auc_marks(
     mask: Tensor,  # True on the object, (B *S)
 ) -> dict[str, Tensor]:  # Name to AUC, (B,) float64
@@ -150,7 +154,7 @@ def auc_marks(
     a = mask.flatten(1).double().mean(1)
     return {"empty": 1 - a, "full": a, "random": 2 / 3 - a / 3, "perfect": 1 - a / 2}
 
-# %% ../nbs/09_localisation.ipynb #03a7f0a3
+# %% ../nbs/09_localisation.ipynb #ea48098b
 def localisation_scores(
     maps: Tensor,  # Heat maps at the size of the mask, (B *S), raw
     mask: Tensor,  # True on the object, (B *S)
@@ -174,7 +178,7 @@ def localisation_scores(
             )
     return {**scores, "empty": empty.double(), "negative_sum": (maps.flatten(1).double().sum(1) < 0).double()}
 
-# %% ../nbs/09_localisation.ipynb #11ca9e06
+# %% ../nbs/09_localisation.ipynb #f20f8ba0
 def sum_condition(
     maps: Tensor,  # Heat maps, (B *S)
 ) -> (
@@ -184,7 +188,7 @@ def sum_condition(
     flat = maps.flatten(1).double()
     return flat.abs().sum(1) / flat.sum(1).abs()
 
-# %% ../nbs/09_localisation.ipynb #2853f5c5
+# %% ../nbs/09_localisation.ipynb #71ff700f
 def localisation_report(
     maps: Mapping[str, Tensor],  # Name to heat maps at the size of the mask, (B *S), raw
     mask: Tensor,  # True on the object, (B *S)
@@ -213,7 +217,7 @@ def localisation_report(
             rows.append(dict(group=group, map=name, images=int(use.sum()), **mean, **count))
     return pd.DataFrame(rows).set_index(["group", "map"])
 
-# %% ../nbs/09_localisation.ipynb #74b38956
+# %% ../nbs/09_localisation.ipynb #3c1fd281
 def _members(name: str, group: Any, n: int) -> Tensor:
     "Which of n images belong to a group that was given as a mask or as indices."
     members = torch.as_tensor(list(group) if isinstance(group, range) else group).cpu()
