@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from xai_nb.localisation import localisation_scores
-from xai_nb.models import load_weights, small_mixer, small_vgg
+from xai_nb.models import load_weights, small_mixer, small_vgg, torchvision_model
 from xai_nb.moram import find_gap_head, moram, regression_cam, token_grid
 
 
@@ -173,7 +173,8 @@ def test_foreign_weights_are_named():
 def test_shared_relu(images):
     "A ReLU that runs twice means its last call; the first one can be named."
     net = SharedReLU()
-    r = regression_cam(net, images, "relu")
+    r = regression_cam(net, images)
+    assert find_gap_head(net, images) == ("relu", net.head)
     last = net.relu(net.b(net.relu(net.a(images)))).detach()
     w = net.head.weight[0].detach() / last[0, 0].numel()
     assert_close(r.moram, torch.einsum("k,bkhw->bhw", w.abs(), last))
@@ -181,15 +182,25 @@ def test_shared_relu(images):
 
 
 def test_functional_relu(images):
-    "A ReLU that is written as a function can be named too."
+    "A ReLU that is written as a function is found, or can be named."
 
     class Functional(SharedReLU):
         def forward(self, x):
             return self.head(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3)))
 
     net = Functional()
-    r = regression_cam(net, images, "relu()")
-    assert_close(r.grad_ram.sum((1, 2)), r.output - net.head.bias.detach())
+    assert find_gap_head(net, images) == ("relu()", net.head)
+    for r in (regression_cam(net, images), regression_cam(net, images, "relu()")):
+        assert_close(r.grad_ram.sum((1, 2)), r.output - net.head.bias.detach())
+
+
+def test_densenet():
+    "The last ReLU of a densenet is a call in the model's own forward: RAM exists there."
+    x = torch.rand(2, 3, 64, 64)
+    net = torchvision_model("densenet121", n_classes=1, fill=torch.rand(4, 3, 64, 64))
+    assert find_gap_head(net, x) == ("relu()", net.classifier)
+    r = regression_cam(net, x)
+    assert_close(r.grad_ram.sum((1, 2)), r.output - net.classifier.bias.detach(), rtol=0, atol=1e-5)
 
 
 def test_views_folded_into_the_batch_are_refused():

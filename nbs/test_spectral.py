@@ -155,3 +155,16 @@ def test_outputs_in_a_dict(x):
     refused("of='output'", lambda: trade_off(Dict(), x, lowpass_family(), [0.3]), TypeError)
     by_hand = trade_off(Dict(), x, lowpass_family(), [0.3], lambda out: out["logits"][:, 1], of="output")
     assert shown_gaps(by_hand) == shown_gaps(trade_off(toy(), x, lowpass_family(), [0.3], 1, of="output"))
+
+
+def test_several_labels_and_softmax(x):
+    "`log_sigmoid` couples no labels; a model that ends in softmax is told so."
+    net = toy()
+    g = spectral.ask(net, x, 1, of="log_sigmoid").gradient
+    leaf = x.clone().requires_grad_()
+    by_hand = torch.autograd.grad(nn.functional.logsigmoid(net(leaf)[:, 1]).sum(), leaf)[0]
+    torch.testing.assert_close(g, by_hand, rtol=1e-10, atol=1e-14)
+    ends = nn.Sequential(*net, nn.Softmax(1))
+    refused("probabilities already", lambda: spectral.ask(ends, x))
+    assert spectral.ask(ends, x, of="output").gradient.any()
+    assert shown_gaps(trade_off(net, x, softplus_family("backward"), [4.0], of="log_sigmoid"))[0] > 0

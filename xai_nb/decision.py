@@ -422,7 +422,7 @@ def _check_page(x: Tensor, path: str | Path | None, uses: dict[str, float]) -> N
     if wrong or not uses:
         raise ValueError(f"uses holds {wrong or 'nothing'}; a limit on the gap is above 0 and at most 1")
 
-# %% ../nbs/11_decision.ipynb #5b5630a6
+# %% ../nbs/11_decision.ipynb #d64180fa
 def sentence(
     verdicts: Sequence[Verdict],  # From `decide`
 ) -> str:  # One sentence for the top of the page
@@ -441,10 +441,14 @@ def sentence(
         f"{100 * best.calmer:.0f} % smoother than the gradient.{tail}"
     )
 
-# %% ../nbs/11_decision.ipynb #190be43d
+# %% ../nbs/11_decision.ipynb #a09d1dcb
 def _facts(name: str, q: Question, of: str, classes, names, passes: int) -> pd.DataFrame:
     "What was asked, of what, when."
-    what = {"log_prob": "log-probability of the predicted class", "output": "the model's output"}[of]
+    what = {
+        "log_prob": "log-probability of the predicted class",
+        "output": "the model's output",
+        "log_sigmoid": "log-probability of the label, each label by itself",
+    }[of]
     rows = {
         "model": name,
         "images": str(len(q.x)),

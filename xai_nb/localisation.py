@@ -6,8 +6,9 @@
 __all__ = ['MODES', 'resample_matrix', 'resize_maps', 'cumulative_importance', 'pixel_accuracy_auc', 'pixel_accuracy_curve',
            'auc_marks', 'localisation_scores', 'sum_condition', 'localisation_report']
 
-# %% ../nbs/09_localisation.ipynb #3db0aa0b
+# %% ../nbs/09_localisation.ipynb #7a722633
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -149,7 +150,7 @@ def auc_marks(
     a = mask.flatten(1).double().mean(1)
     return {"empty": 1 - a, "full": a, "random": 2 / 3 - a / 3, "perfect": 1 - a / 2}
 
-# %% ../nbs/09_localisation.ipynb #5d424f8a
+# %% ../nbs/09_localisation.ipynb #03a7f0a3
 def localisation_scores(
     maps: Tensor,  # Heat maps at the size of the mask, (B *S), raw
     mask: Tensor,  # True on the object, (B *S)
@@ -173,7 +174,7 @@ def localisation_scores(
             )
     return {**scores, "empty": empty.double(), "negative_sum": (maps.flatten(1).double().sum(1) < 0).double()}
 
-# %% ../nbs/09_localisation.ipynb #356b4de2
+# %% ../nbs/09_localisation.ipynb #11ca9e06
 def sum_condition(
     maps: Tensor,  # Heat maps, (B *S)
 ) -> (
@@ -183,18 +184,18 @@ def sum_condition(
     flat = maps.flatten(1).double()
     return flat.abs().sum(1) / flat.sum(1).abs()
 
-# %% ../nbs/09_localisation.ipynb #1888015e
+# %% ../nbs/09_localisation.ipynb #2853f5c5
 def localisation_report(
     maps: Mapping[str, Tensor],  # Name to heat maps at the size of the mask, (B *S), raw
     mask: Tensor,  # True on the object, (B *S)
-    groups: Mapping[str, Tensor]
-    | None = None,  # Name to a bool tensor (B,), for example by sign of the target
+    groups: Mapping[str, Any]
+    | None = None,  # Name to a mask (B,) or to indices, for example by sign of the target
     modes: Sequence[str] = ("minmax", "paper"),  # Readings of the accuracy curve
 ) -> (
     pd.DataFrame
 ):  # One row per group and map: mean scores over its images, counts of empty maps and of negative sums
     "Means over images, per group, with the trivial maps beside them."
-    groups = groups or {"all": torch.ones(len(mask), dtype=torch.bool)}
+    groups = {name: _members(name, g, len(mask)) for name, g in (groups or {"all": range(len(mask))}).items()}
     scored = {name: localisation_scores(m, mask, modes) for name, m in maps.items()}
     for name, auc in auc_marks(mask).items():
         scored[f"({name})"] = {f"auc_{mode}": auc for mode in modes}
@@ -211,3 +212,18 @@ def localisation_report(
             }
             rows.append(dict(group=group, map=name, images=int(use.sum()), **mean, **count))
     return pd.DataFrame(rows).set_index(["group", "map"])
+
+# %% ../nbs/09_localisation.ipynb #74b38956
+def _members(name: str, group: Any, n: int) -> Tensor:
+    "Which of n images belong to a group that was given as a mask or as indices."
+    members = torch.as_tensor(list(group) if isinstance(group, range) else group).cpu()
+    if members.dtype == torch.bool and members.shape == (n,):
+        return members
+    if members.dtype == torch.bool or members.is_floating_point() or members.ndim != 1:
+        raise ValueError(
+            f"group {name!r} has shape {tuple(members.shape)} and {members.dtype}; "
+            f"expected a mask ({n},) or indices"
+        )
+    if members.numel() and not (0 <= int(members.min()) and int(members.max()) < n):
+        raise ValueError(f"group {name!r} holds an index outside 0 ... {n - 1}")
+    return torch.zeros(n, dtype=torch.bool).index_fill(0, members.long(), True)

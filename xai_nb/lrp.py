@@ -1350,7 +1350,7 @@ def _normalize(engine, func, input, p=2.0, dim=1, eps=1e-12, out=None) -> Tensor
         raise _Lost
     return _pass(value, input, _tag(input).samples)
 
-# %% ../nbs/08_lrp.ipynb #16900e1f
+# %% ../nbs/08_lrp.ipynb #ec0d2dc6
 def _fixed_map(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     "Average pooling, mean, sum, interpolation: linear with coefficients that are not negative."
     name = _op_name(func)
@@ -1374,12 +1374,13 @@ def _fixed_map(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwa
     back = _Shares(engine, name, [x], samples, transpose, [wide(x)], _denominator(engine, value, mass))
     return _mark(back.emit(value), samples, tag.nonnegative)
 
-# %% ../nbs/08_lrp.ipynb #b8533422
+# %% ../nbs/08_lrp.ipynb #d7fdcbf8
 def _check_axes(name: str, x: Tensor, args: tuple, kwargs: dict) -> None:
     "Raise _Lost where an operation that keeps all sizes would still mix samples."
     axis = _tag(x).samples.axis
     dim = kwargs.get("dim", args[0] if args else None)
-    spatial = int(name[-2]) if re.search(r"pool\dd$", name) else 2 if name.startswith("pixel_") else 0
+    spatial = int(name[-2]) if re.search(r"pool\dd$", name) else 0
+    spatial = 2 if name.startswith("pixel_") else spatial
     spatial = x.ndim - 1 if name in ("interpolate", "fold", "grid_sample", "channel_shuffle") else spatial
     if axis >= x.ndim - spatial - name.startswith("pixel_"):
         raise _Lost
@@ -1388,7 +1389,7 @@ def _check_axes(name: str, x: Tensor, args: tuple, kwargs: dict) -> None:
     if name in ("cumsum", "sort", "topk", "kthvalue") and isinstance(dim, int) and dim % x.ndim == axis:
         raise _Lost
 
-# %% ../nbs/08_lrp.ipynb #88adad41
+# %% ../nbs/08_lrp.ipynb #982b57f5
 def _reduced(x: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> _Samples:
     "Where the samples are after a mean, a sum or a pool; raises _Lost."
     samples = _tag(x).samples
@@ -2133,7 +2134,7 @@ def _quotient(a: Tensor, b: Tensor) -> Tensor:
     "a / b with 0/0 := 0."
     return torch.where(b != 0, a / torch.where(b != 0, b, 1.0), 0.0)
 
-# %% ../nbs/08_lrp.ipynb #1e7f1dae
+# %% ../nbs/08_lrp.ipynb #67b57a7f
 def lrp(
     model: nn.Module,  # Any module whose operations are in the table; it is not changed
     x: Tensor,  # Input batch, (B ...), float; indices, with `at=` the layer that embeds them
@@ -2156,6 +2157,8 @@ def lrp(
     skip = skip or ("relative" if _formula(rules["other"]).conserving else "z")
     _check_call(model, x, batch_size, at)
     _check_words(skip=skip, attention=attention, gates=gates)
+    if wrong := [key for key, rule_ in (own or {}).items() if not callable(rule_)]:
+        raise TypeError(f"your rule for {wrong[0]!r} is no function of (input, output, relevance)")
     size = batch_size or len(x)
     parts = []
     target = check_target(target, len(x))
@@ -2166,7 +2169,7 @@ def lrp(
         parts += _run_or_split(model, x, target, settings, range(i, min(i + size, len(x))))
     return _merged(parts)
 
-# %% ../nbs/08_lrp.ipynb #89c5c2a8
+# %% ../nbs/08_lrp.ipynb #b5315463
 _WORDS = {
     "skip": ("relative", "z", "ratio", "symmetric"),
     "attention": ("relative", "attnlrp", "cp"),

@@ -313,26 +313,22 @@ def _token_doubt(model: nn.Module, x: Tensor, names: Sequence[str]) -> str:
         )
     return ""
 
-# %% ../nbs/30_moram.ipynb #d2394f55
+# %% ../nbs/30_moram.ipynb #d94bc07b
 def _explain(
     model: nn.Module,
     x: Tensor,
     names: list[str],
     target: Target,
-    reshape: Callable[[Tensor], Tensor] | None,
+    reshape: Callable | None,
     abs_activations: bool,
     keep: bool,
 ) -> list[dict[str, Tensor]]:
-    "Forward, backward, maps, for one chunk."
+    "Forward, backward, maps, for one chunk: one set of fields per layer."
     with torch.inference_mode(False), torch.enable_grad():
         output, a = capture(model, x, names[0] if len(names) == 1 else names)
         a = [a] if len(names) == 1 else a
         for name, one in zip(names, a):
-            if len(_features(one.detach(), name, x.ndim, reshape)) != len(x):
-                raise ValueError(
-                    f"layer {name!r} has {len(one)} examples for {len(x)} inputs of shape {tuple(x.shape)}: "
-                    "the model folds an axis into the batch; fold it yourself and pass single examples"
-                )
+            _check_positions(one, name, x, reshape)
         y = resolve_target(output, target, strict=True)
         if len(y) != len(x):
             raise ValueError(
@@ -343,14 +339,20 @@ def _explain(
     found = []
     for name, one, g in zip(names, a, grads):
         one, g = (_features(t.detach(), name, x.ndim, reshape) for t in (one, g))
+        kept = {"activations": one} if keep else {}
         found.append(
-            dict(
-                output=y.detach(),
-                **_all_maps(one, g, abs_activations),
-                **({"activations": one} if keep else {}),
-            )
+            dict(output=check_finite("the output", y.detach()), **_all_maps(one, g, abs_activations), **kept)
         )
     return found
+
+# %% ../nbs/30_moram.ipynb #eeb6d53b
+def _check_positions(a: Tensor, name: str, x: Tensor, reshape: Callable | None) -> None:
+    "A feature map must have positions, and as many examples as the input."
+    if len(_features(a.detach(), name, x.ndim, reshape)) != len(x):
+        raise ValueError(
+            f"layer {name!r} has {len(a)} examples for {len(x)} inputs of shape {tuple(x.shape)}: "
+            "the model folds an axis into the batch; fold it yourself and pass single examples"
+        )
 
 # %% ../nbs/30_moram.ipynb #1239e333
 def token_grid(

@@ -35,7 +35,7 @@ def rlrp(
     options = dict(at=at, extra=extra, batch_size=batch_size, cache=cache)
     return lrp(model, x, target, rule="rlrp", **options)
 
-# %% ../nbs/20_rlrp.ipynb #a9fbfa0c
+# %% ../nbs/20_rlrp.ipynb #9993e0e7
 STABILITY = {
     "growth": "median of sum |R| / |f|",
     "growth_max": "the largest of it",
@@ -47,7 +47,7 @@ STABILITY = {
     "non_finite": "entries that are not finite in float32",
 }
 
-# %% ../nbs/20_rlrp.ipynb #61c812c6
+# %% ../nbs/20_rlrp.ipynb #2c040f22
 def stability_report(
     model: nn.Module,  # A float32 or float64 model; copies are changed, never the model
     x: Tensor,  # (B C H W)
@@ -59,7 +59,8 @@ def stability_report(
     seed: int = 0,  # Of both
 ) -> pd.DataFrame:  # Row per method; columns: `STABILITY`
     "Change of the maps under input, weight and precision perturbations, and growth of their mass."
-    g, double = torch.Generator().manual_seed(seed), copy.deepcopy(model).double().eval()
+    g = torch.Generator().manual_seed(seed)
+    double = copy.deepcopy(model).double().eval()
     x64 = x.double()
     with torch.no_grad():
         output = unwrap_output(double(x64))
@@ -69,12 +70,13 @@ def stability_report(
     shaken = _with_weights(double, lambda w: w * (1 + weight_noise * torch.randn(w.shape, generator=g).to(w)))
     rounded = _with_weights(double, lambda w: w.bfloat16().to(w))
     changes = ((double, noisy), (shaken, x64), (rounded, x64))
-    f, rows = resolve_target(output, target), {}
+    f = resolve_target(output, target)
+    rows = {}
     for name, method in _callables(methods).items():
         rows[name] = _stability(method, double, x64, target, f, changes)
     return pd.DataFrame.from_dict(rows, "index", columns=list(STABILITY))
 
-# %% ../nbs/20_rlrp.ipynb #cc23f890
+# %% ../nbs/20_rlrp.ipynb #9d0cd669
 def _callables(methods: Sequence[str] | Mapping[str, Callable]) -> dict[str, Callable]:
     "Methods as functions of (model, x, target)."
     if isinstance(methods, Mapping):
@@ -88,12 +90,14 @@ def _stability(
     "One row of the report: the map in double precision against the map in float32 and under each change."
     base = method(model, x, target).flatten(1)
     low = method(copy.deepcopy(model).float(), x.float(), target).flatten(1).double()
-    growth, unit = base.abs().sum(1) / f.abs(), F.normalize(base)
+    growth = base.abs().sum(1) / f.abs()
+    unit = F.normalize(base)
     turned = [(F.normalize(method(m, v, target).flatten(1)) - unit).norm(dim=1).mean() for m, v in changes]
-    error, bad = (low - base).norm(dim=1) / base.norm(dim=1), (~torch.isfinite(low)).sum()
+    error = (low - base).norm(dim=1) / base.norm(dim=1)
+    bad = (~torch.isfinite(low)).sum()
     return [float(v) for v in (growth.median(), growth.max(), *turned, error.max(), error.median(), bad)]
 
-# %% ../nbs/20_rlrp.ipynb #5f536fa2
+# %% ../nbs/20_rlrp.ipynb #b946be5f
 def _with_weights(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     "A copy whose parameters are changed."
     model = copy.deepcopy(model)

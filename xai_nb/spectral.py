@@ -90,7 +90,7 @@ class Surrogate:
         "What one map costs."
         return "the gradient's pass" if self.filters else f"{self.passes} pass{'es' * (self.passes > 1)}"
 
-# %% ../nbs/10_spectral.ipynb #0b6b5b01
+# %% ../nbs/10_spectral.ipynb #60c8d196
 def smoothgrad_family(
     n: int = 32,  # Samples per half; two halves are drawn
     kinks: bool = True,  # True: ReLU or max-pool (gap ~ sigma); False: smooth net (gap ~ sigma**4)
@@ -106,7 +106,7 @@ def _smoothgrad(model, x, target, value, *, n, generator, batch_size=None):
         model, x, target, n=n, sigma=value, shared=False, generator=generator, batch_size=batch_size
     )
 
-# %% ../nbs/10_spectral.ipynb #69c8550f
+# %% ../nbs/10_spectral.ipynb #ef53c5e6
 def softplus_family(
     kind: str = "softplus",  # Kind of `models.smooth`; for "gaussian" the knob is sigma
 ) -> Surrogate:  # Knob: beta (or sigma)
@@ -122,7 +122,7 @@ def _softplus(model, x, target, value, *, kind, key, batch_size=None):
     "The gradient of the smoothed copy."
     inner = model.model if isinstance(model, LogProbability) else model
     copy = smooth(inner, **{key: value}, kind=kind, example=x[:1])
-    copy = LogProbability(copy) if inner is not model else copy
+    copy = LogProbability(copy, model.sigmoid) if inner is not model else copy
     return gradient(copy, x, target, batch_size=batch_size)
 
 # %% ../nbs/10_spectral.ipynb #b9de409f

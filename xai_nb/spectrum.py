@@ -266,42 +266,60 @@ def channel_sum(
         )
     return attribution.sum(1)
 
-# %% ../nbs/09_spectrum.ipynb #e015db1b
+# %% ../nbs/09_spectrum.ipynb #0f8b8b69
 class LogProbability(nn.Module):
     "A classifier that returns log-probabilities; a model with one output is left as it is."
 
     def __init__(
         self,
         model: nn.Module,  # Returns logits, (B K), or one number per image
+        sigmoid: bool = False,  # True: every class by itself, for models with several labels per image
     ):
         super().__init__()
         self.model = model
+        self.sigmoid = sigmoid
 
     def forward(
         self,
         x: Tensor,  # Images, (B C H W)
     ) -> Tensor:  # Log-probabilities (B K), or the model's single output
-        "Log-softmax over classes."
-        out = self.model(x)
-        if isinstance(out, Mapping):
-            raise TypeError(
-                f"the model returns a dict with {', '.join(map(repr, out))}; pass of='output' and a callable "
-                f"target, for example lambda out: out[{next(iter(out))!r}][:, 0]"
-            )
-        out = unwrap_output(out)
+        "Log-softmax over classes, or log-sigmoid of each."
+        out = _logits(self.model(x))
+        if self.sigmoid:
+            return nn.functional.logsigmoid(out)
         return out.log_softmax(1) if out.ndim == 2 and out.shape[1] > 1 else out
 
-# %% ../nbs/09_spectrum.ipynb #f2ea4921
+# %% ../nbs/09_spectrum.ipynb #cb13e75b
+def _logits(out: Any) -> Tensor:
+    "A model's output, if it can be logits; otherwise the cure."
+    if isinstance(out, Mapping):
+        raise TypeError(
+            f"the model returns a dict with {', '.join(map(repr, out))}; pass of='output' and a callable "
+            f"target, for example lambda out: out[{next(iter(out))!r}][:, 0]"
+        )
+    out = unwrap_output(out)
+    if out.ndim == 2 and out.shape[1] > 1 and not torch.is_grad_enabled():
+        sums = bool((out.sum(1) - 1).abs().max() < 1e-3) if len(out) else False
+        if sums and bool((out >= 0).all()):
+            raise ValueError(
+                "the rows of the output are probabilities already (they sum to 1), so the model ends in a "
+                "softmax; pass of='output', or explain the model without its last layer"
+            )
+    return out
+
+# %% ../nbs/09_spectrum.ipynb #2090855b
 def explained(
     model: nn.Module,  # Classifier or regressor
-    of: str = "log_prob",  # "log_prob" (the published choice) or "output" (the logit or regression value)
+    of: str = "log_prob",  # "log_prob" (the published choice), "log_sigmoid" (several labels) or "output"
 ) -> nn.Module:  # The function that every explainer differentiates
     "Fix the one target function for all methods."
-    if of not in ("log_prob", "output"):
-        raise ValueError(f"of is {of!r}, expected 'log_prob' or 'output'")
-    return LogProbability(model) if of == "log_prob" and not isinstance(model, LogProbability) else model
+    if of not in ("log_prob", "log_sigmoid", "output"):
+        raise ValueError(f"of is {of!r}, expected 'log_prob', 'log_sigmoid' or 'output'")
+    if of == "output" or isinstance(model, LogProbability):
+        return model
+    return LogProbability(model, sigmoid=of == "log_sigmoid")
 
-# %% ../nbs/09_spectrum.ipynb #14b02e46
+# %% ../nbs/09_spectrum.ipynb #0bf8ad5f
 def fixed_target(
     model: nn.Module,  # What `explained` returned
     x: Tensor,  # Inputs, (B C *S)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Time', 'ACTIVATIONS', 'LOSSES', 'Event', 'Epoch', 'Step', 'Fraction', 'Plateau', 'brier', 'focal',
-           'generalised_cross_entropy', 'Swap', 'Pulse', 'Ramp', 'StressSchedule', 'Record', 'HotSwapper',
+           'generalised_cross_entropy', 'Swap', 'Pulse', 'Ramp', 'StressSchedule', 'SwapRecord', 'HotSwapper',
            'TrainingPlan', 'Family', 'train_family']
 
 # %% ../nbs/09_stress.ipynb #144375b2
@@ -315,7 +315,7 @@ def _calibrate(entry: _Entry, y: Tensor, wanted: tuple[Tensor, Tensor] | None) -
     entry.shift = float(wanted[0]) - entry.gain * float(y.detach().mean())
 
 # %% ../nbs/09_stress.ipynb #d2556960
-class Record(NamedTuple):
+class SwapRecord(NamedTuple):
     "One thing that happened."
 
     step: int  # Before which step
@@ -351,7 +351,7 @@ class HotSwapper:
         self._done: dict[int, str] = {}
         self._best: dict[str, tuple[float, int]] = {}
         self._warm: tuple[int, int, list[float]] | None = None
-        self.log: list[Record] = []
+        self.log: list[SwapRecord] = []
         self._sites: list[_Site] = []
         self._swapped = None
         if any(p.event.act is not None for p in self._planned):
@@ -512,7 +512,7 @@ def _start(
         fill_batchnorm(hs.model, x)
     _treat_optimizer(hs, p, step, optimizer)
     hs._done[number] = "on"
-    hs.log.append(Record(step, p.short, len(touched), list(hs._losses.values())[-1][1]))
+    hs.log.append(SwapRecord(step, p.short, len(touched), list(hs._losses.values())[-1][1]))
 
 # %% ../nbs/09_stress.ipynb #96b41e5e
 def _enter_sites(
@@ -605,7 +605,7 @@ def _advance(hs: HotSwapper, number: int, step: int) -> None:
     elif step >= p.stop:
         _leave(hs, number)
         hs.log.append(
-            Record(
+            SwapRecord(
                 step,
                 f"end of {p.short}",
                 len(_matching(hs._sites, p.event)),
@@ -668,7 +668,7 @@ class Family:
     models: tuple[nn.Module, ...]  # In eval mode
     seeds: tuple[int, ...]  # One a network
     states: tuple[str, ...]  # "finished" or "diverged"
-    log: tuple[Record, ...]  # What the stress did, the same for all seeds
+    log: tuple[SwapRecord, ...]  # What the stress did, the same for all seeds
     stacked: bool  # Whether the networks were trained as one stack
 
 # %% ../nbs/09_stress.ipynb #aa6137c6
