@@ -841,16 +841,16 @@ def direction_rgb(
 
 # %% ../nbs/05_viz.ipynb #0eab9b80
 def show_network(
-    rounds: Sequence[tuple[np.ndarray, np.ndarray]],  # Senders and receivers of each round, one panel each, 1 ... 5
+    rounds: Sequence[tuple[np.ndarray, np.ndarray]],  # Senders and receivers of each of 1 ... 5 rounds
     weights: np.ndarray,  # What each client holds in that round, (panels, N), 0 or more; 1 is the usual disc
     *,
-    lost: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,  # Those messages of each round that never arrive
+    lost: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,  # Those that never arrive
     titles: Sequence[str] = (),  # One a panel
 ) -> Picture:  # Closed figure; ValueError if the numbers of panels differ
     "A network over some rounds: arrows for messages, discs as large as what the clients hold."
     weights = np.atleast_2d(_numbers(weights))
     if len(weights) != len(rounds) or not 1 <= len(rounds) <= 5:
-        raise ValueError(f"{len(rounds)} rounds with weights of shape {weights.shape}; give one row a round, at most 5")
+        raise ValueError(f"{len(rounds)} rounds, weights {weights.shape}; give one row a round, at most 5")
     angle = np.pi / 2 - 2 * np.pi * np.arange(weights.shape[1]) / weights.shape[1]
     places = np.stack([np.cos(angle), np.sin(angle)], 1)
     with _style():
@@ -866,7 +866,8 @@ def _draw_network(ax: Axes, places: np.ndarray, weights: np.ndarray, links: tupl
     "One panel: discs (N), arrows from senders to receivers, those in `gone` dashed."
     for pair in zip(*(side.tolist() for side in links)):
         style = dict(color=PALETTE[1], ls="--") if pair in gone else dict(color="0.55")
-        arrow = dict(arrowstyle="-|>", shrinkA=9, shrinkB=9, lw=0.9, mutation_scale=8, connectionstyle="arc3,rad=.12", **style)
+        shape = dict(arrowstyle="-|>", connectionstyle="arc3,rad=.12", mutation_scale=8)
+        arrow = dict(shrinkA=9, shrinkB=9, lw=0.9, **shape, **style)
         ax.annotate("", places[pair[1]], places[pair[0]], arrowprops=arrow)
     ax.scatter(*places.T, s=160 * np.maximum(weights, 0.01), color=PALETTE[5], edgecolor="0.3", zorder=3)
     for i, place in enumerate(places):
