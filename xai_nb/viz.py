@@ -493,7 +493,10 @@ def _sliders(fn: Callable[..., Any], ranges: Mapping[str, Sequence]) -> Any:
         raise ImportError(f"live=True needs ipywidgets: {advice}") from e
 
     def draw(**now: Any) -> Any:
-        return explore(fn, **{k: [v] for k, v in now.items()}) if len(now) < 3 else fn(**now)
+        result = fn(**now)
+        if isinstance(result, Picture) or len(now) > 2:
+            return result  # a figure fills the width by itself
+        return explore(lambda **same: result, **{k: [v] for k, v in now.items()})
 
     slider = lambda k, v: ipywidgets.SelectionSlider(options=list(v), description=k, continuous_update=False)
     sliders = ipywidgets.interactive(draw, **{k: slider(k, v) for k, v in ranges.items()})
