@@ -434,7 +434,7 @@ def _fitted_tree(model):
         )
     return model.tree_
 
-# %% ../nbs/60_trees.ipynb #5259ac1d
+# %% ../nbs/60_trees.ipynb #412e4cbc
 def _skeleton(model):
     "The nodes of a fitted tree as the distance sees them."
     tree = _fitted_tree(model)
@@ -442,7 +442,7 @@ def _skeleton(model):
     feature = tree.feature if names is None else np.append(names, "")[np.maximum(tree.feature, -1)]
     label = [()] * tree.node_count
     if is_classifier(model):
-        classes = [model.classes_] if model.n_outputs_ == 1 else model.classes_
+        classes = [model.classes_] if tree.n_outputs == 1 else model.classes_
         found = [c[tree.value[:, o, : len(c)].argmax(1)] for o, c in enumerate(classes)]
         label = list(zip(*[part.tolist() for part in found]))
     missing = _learned_directions(model)
@@ -613,7 +613,7 @@ def leave_one_out(
         node[i] = found[0][0] if found else -1
     return LeaveOneOut(full, distance, node, refit)
 
-# %% ../nbs/60_trees.ipynb #2cc8412d
+# %% ../nbs/60_trees.ipynb #e15d5090
 def _has_weight(model, y, sample_weight):
     "The rows that a fit looks at: those of positive weight, the class weight included, (B,)."
     w = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, float)
@@ -635,7 +635,7 @@ def _walk_deletions(full, X, y, sample_weight):
     distance = np.where(node < 0, 0.0, node_weight(grown.nodes.depth[node], depth))
     return node, distance, refit
 
-# %% ../nbs/60_trees.ipynb #f672e84d
+# %% ../nbs/60_trees.ipynb #acd1af4a
 def _rows_to_refit(model, X, y, sample_weight):
     "Rows that need a refit: they move the grid or take a class with them; all, if the tree is pruned or its limits move."
     present = _has_weight(model, y, sample_weight)
@@ -657,7 +657,7 @@ def _rows_to_refit(model, X, y, sample_weight):
             refit |= np.bincount(code)[code] == 1
     return refit
 
-# %% ../nbs/60_trees.ipynb #8cccbff4
+# %% ../nbs/60_trees.ipynb #212e0c2f
 def _limits_move(model, n):
     "Whether one row less changes limits or pruning for the whole tree."
     cut = model.ccp_alpha > 0 or model.max_leaf_nodes is not None or model.min_impurity_decrease > 0
@@ -717,7 +717,7 @@ def average_sensitivity(
     values = np.array(Parallel(n_jobs)(delayed(one)(r) for r in bar))
     return _summary(values, exact=k == 1 and len(rows) == len(y))
 
-# %% ../nbs/60_trees.ipynb #f2cf4499
+# %% ../nbs/60_trees.ipynb #1460918c
 def _check_deletions(k, n_draws, n):
     "Raise ValueError for deletions that cannot be made, or of which there are too few."
     if not 1 <= k < n:
@@ -737,7 +737,7 @@ def _rows_to_delete(n, k, n_draws, seed):
         return rng.choice(n, min(n_draws, n), replace=False)[:, None]
     return [rng.choice(n, k, replace=False) for _ in range(n_draws)]
 
-# %% ../nbs/60_trees.ipynb #d36cd1bb
+# %% ../nbs/60_trees.ipynb #ce99b61f
 def _summary(values, exact):
     "Mean and interval of the distances of some deletions."
     mean = float(values.mean())
@@ -745,7 +745,7 @@ def _summary(values, exact):
         return Sensitivity(mean, mean, mean, values, exact)
     return Sensitivity(mean, *_interval_of_mean(values), values, exact)
 
-# %% ../nbs/60_trees.ipynb #9cd97a64
+# %% ../nbs/60_trees.ipynb #dc6eb589
 def _interval_of_mean(values, alpha=0.05, n_candidates=500):
     "Interval of the mean by betting (Waudby-Smith, Ramdas 2024): valid for distances in [0, 1], also if most are 0."
     n = len(values)
@@ -792,7 +792,7 @@ def sensitivity_report(
     by_row = pd.DataFrame(_columns_by_row(loo))
     return SensitivityReport(loo.mean, by_depth, by_row, int(loo.refitted.sum()))
 
-# %% ../nbs/60_trees.ipynb #a825e04f
+# %% ../nbs/60_trees.ipynb #26394dfc
 def _columns_by_row(loo):
     "What the deletion of each row that matters changes."
     tree = loo.model.tree_
@@ -977,7 +977,7 @@ def _as_member(kind, est, grown, tree_of, seed):
     member._grown = None
     return member
 
-# %% ../nbs/60_trees.ipynb #76823b72
+# %% ../nbs/60_trees.ipynb #0ab0c70e
 def _score_out_of_bag(est, X, y, left_out):
     "Predict each row by the trees that did not see it: `oob_prediction_` or `oob_decision_function_`, and `oob_score_`."
     if not est.bootstrap:
@@ -989,7 +989,7 @@ def _score_out_of_bag(est, X, y, left_out):
     votes = np.zeros(len(X))
     for tree, rows in zip(est.estimators_, left_out):
         if len(rows):
-            total[rows] += tree.predict_proba(X[rows]) if classify else tree.predict(X[rows])[:, None]
+            total[rows] += tree.tree_.predict(X[rows])[:, : total.shape[1]]
             votes[rows] += 1
     seen = votes > 0
     mean = np.full(total.shape, np.nan)
@@ -1166,7 +1166,7 @@ SQUARED = _Losses(
 LOGISTIC = _Losses(_logistic, lambda score, y: np.logaddexp(0, np.where(y > 0, -score, score))[:, 0])
 SOFTMAX = _Losses(_softmax, lambda score, y: logsumexp(score, axis=1) - (score * y).sum(1))
 
-# %% ../nbs/60_trees.ipynb #4e47880a
+# %% ../nbs/60_trees.ipynb #27f176ff
 def _boost(est, X, rows, y, start, loss):
     "Newton boosting on rows of positive weight; trees (rounds, K), and the loss of held-out rows if rounds may stop early."
     held = np.zeros(len(rows.X), bool)
@@ -1189,7 +1189,7 @@ def _boost(est, X, rows, y, start, loss):
             losses.append(np.average(loss.loss(score[held], y[held]), weights=rows.weights[held]))
     return np.array(trees, object).reshape(len(trees), -1), np.array(losses)
 
-# %% ../nbs/60_trees.ipynb #43086b2b
+# %% ../nbs/60_trees.ipynb #3d1dc62a
 def _boosted_tree(est, table, settings, weights, gradient, curvature, place):
     "The tree of one round and class."
     seed = int(hash_key(est.seed_, "round", *place) >> np.uint64(33))
