@@ -35,7 +35,7 @@ from .core import hash_key, keyed_uniform, row_keys
 def round_bandwidth(
     X: np.ndarray,  # Table, (B D)
 ) -> float:  # Half the median distance, rounded to a power of the square root of two
-    "A kernel width that stays the same when a row goes, unless the median sits on an edge; of 2000 rows by key."
+    "A kernel width that stays when a row goes, unless the median sits on an edge; of 2000 rows by key."
     some = X if len(X) <= 2000 else X[np.argsort(row_keys(X))[:2000]]
     median = np.median(pdist(some)) if len(X) > 1 else 1.0
     return float(2 ** (round(2 * math.log2(median / 2)) / 2)) if median > 0 else 1.0
@@ -235,11 +235,10 @@ class Levels(NamedTuple):
     clusters: np.ndarray  # Cluster of every row at every level, (B, depth + 1): path codes, 1 at level 0
     gain: dict  # Path of a cluster that was cut -> how much its cut reduces the sum of squares
 
-# %% ../nbs/61_clustering.ipynb #d44091d5
+# %% ../nbs/61_clustering.ipynb #3f95457c
 def grow_levels(
     X: np.ndarray,  # Table, (B D)
-    W: np.ndarray
-    | None,  # Weights, (B, B); not looked at, and may be None, for Ward's criterion without spectral cuts
+    W: np.ndarray | None,  # Weights, (B, B); None for Ward's criterion without spectral cuts
     keys: np.ndarray,  # Keys of the rows, (B,)
     settings: Any,  # A `StableHierarchicalClustering`: its parameters
     seed: int,  # Seed of the keyed noise
@@ -271,27 +270,33 @@ class _Branch(NamedTuple):
     number: int  # Row or merge, as scipy counts
     size: int  # Rows in it
 
-# %% ../nbs/61_clustering.ipynb #061d754e
+
+class _Joiner:
+    "Writes merges as scipy counts them."
+
+    def __init__(self, n_rows):
+        self.n_rows = n_rows
+        self.merges = []
+
+    def __call__(self, a, b, height):
+        size = a.size + b.size
+        self.merges.append([a.number, b.number, height, size])
+        return _Branch(self.n_rows + len(self.merges) - 1, size)
+
+# %% ../nbs/61_clustering.ipynb #a4061913
 def linkage_from_levels(
     levels: np.ndarray,  # Clusters by level, (B, depth + 1)
-    keys: np.ndarray
-    | None = None,  # Order in which the rows of a lowest cluster are joined; None for that of the table
+    keys: np.ndarray | None = None,  # Order of the rows of a lowest cluster; None: the table's
     gain: dict | None = None,  # Path -> gain of its cut; heights are then Ward's distances, sqrt(2 gain)
 ) -> np.ndarray:  # Linkage matrix of scipy, (B - 1, 4)
-    "The hierarchy for scipy. Without gains, height of a merge: splits left below it, plus its share of all rows."
+    "The hierarchy for scipy. Without gains, a height counts splits left below, plus the share of all rows."
     B = len(levels)
     depth = levels.shape[1] - 1
-    merges = []
     groups = {}
     heights = {}
+    join = _Joiner(B)
     worth = lambda path: math.sqrt(2 * gain[path])
     lowest = 0.5 * min([worth(path) for path in gain], default=1.0) if gain is not None else 1.0
-
-    def join(a, b, height):
-        size = a.size + b.size
-        merges.append([a.number, b.number, height, size])
-        return _Branch(B + len(merges) - 1, size)
-
     for path in np.unique(levels[:, -1]):
         rows = np.flatnonzero(levels[:, -1] == path)
         if keys is not None:
@@ -309,7 +314,7 @@ def linkage_from_levels(
         if gain is not None:
             heights[path] = max(worth(path), heights[2 * path], heights[2 * path + 1])
         groups[path] = join(a, b, heights[path])
-    return _sort_linkage(np.array(merges, float), B)
+    return _sort_linkage(np.array(join.merges, float), B)
 
 # %% ../nbs/61_clustering.ipynb #db57983e
 def _sort_linkage(Z, B):
@@ -448,11 +453,9 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
         criterion: str = "ward",  # What a cut is worth: "ward", the fall of the sum of squares, or "sparsity"
         n_landmarks: int = 32,  # Rows from which candidates start, those with the smallest keyed numbers
         min_fraction: float = 0.2,  # Smallest share of a cluster that a cut may take off
-        bandwidth: float
-        | None = None,  # Width of the kernel; None for a round number near half the median distance
+        bandwidth: float | None = None,  # Width of the kernel; None: a round number near half the median
         metric: str = "euclidean",  # "euclidean", "cosine", or "precomputed": X is then a matrix of distances
-        distance_threshold: float
-        | None = None,  # Height below which clusters stay whole; n_clusters is then None
+        distance_threshold: float | None = None,  # Clusters stay whole up to this height
         random_state: Any = 0,  # Seed of the keyed noise; None draws one and records it in `seed_`
     ) -> None:
         given = locals()
@@ -463,8 +466,8 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
         self,
         X: Any,  # Table, (B D); distances (B, B) for metric="precomputed"
         y: Any = None,  # Not used
-        sample_weight: Any = None,  # Row weights, (B,), not negative; a row of weight 0 follows its nearest neighbour
-        sample_key: Any = None,  # Whole number that names each row, (B,); None hashes its content (distances: its place)
+        sample_weight: Any = None,  # Row weights, (B,), not negative; at 0 a row follows its neighbour
+        sample_key: Any = None,  # Whole number that names each row, (B,); None hashes its content
     ) -> "StableHierarchicalClustering":  # Itself
         "Cut `depth` times."
         self._validate_params()
@@ -532,7 +535,7 @@ def _coordinates(X, metric):
     keep = value > 1e-9 * max(value.max(), 1e-300)
     return vector[:, keep] * np.sqrt(value[keep]) if keep.any() else np.zeros((len(X), 1))
 
-# %% ../nbs/61_clustering.ipynb #3ae5749d
+# %% ../nbs/61_clustering.ipynb #e2606d92
 def _check_cuts(est):
     "Raise ValueError for families of cuts that do not exist, or clusters that cannot be."
     known = {"balls", "lines", "two_means", "spectral"}
@@ -547,7 +550,7 @@ def _check_cuts(est):
 
 
 def _labels_of(est):
-    "Undo the merges that are worth most, until there are enough clusters; also where merges have equal heights."
+    "Undo the merges worth most, until there are enough clusters; also where merges have equal heights."
     Z = est.linkage_
     most = len(np.unique(est.levels_[:, -1]))
     n = (
