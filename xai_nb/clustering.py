@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['round_bandwidth', 'similarity_graph', 'ball_orders', 'two_means_orders', 'spectral_order', 'candidate_orders',
-           'sweep_sparsity', 'sweep_ward', 'draw_cut', 'grow_levels', 'linkage_from_levels', 'levels_from_linkage',
-           'dasgupta_cost', 'level_distance', 'StableHierarchicalClustering', 'ClusterSensitivity',
-           'clustering_sensitivity', 'bisecting_levels', 'undominated']
+           'sweep_sparsity', 'sweep_ward', 'NodeRows', 'Cut', 'draw_cut', 'Levels', 'grow_levels',
+           'linkage_from_levels', 'levels_from_linkage', 'dasgupta_cost', 'table_cost', 'level_distance',
+           'StableHierarchicalClustering', 'ClusterSensitivity', 'clustering_sensitivity', 'bisecting_levels',
+           'undominated']
 
 # %% ../nbs/61_clustering.ipynb #e4f9e309
 import math
@@ -23,9 +24,10 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import BisectingKMeans
+from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from .core import hash_key, keyed_uniform, row_keys
 
@@ -33,8 +35,9 @@ from .core import hash_key, keyed_uniform, row_keys
 def round_bandwidth(
     X: np.ndarray,  # Table, (B D)
 ) -> float:  # Half the median distance, rounded to a power of the square root of two
-    "A kernel width that stays the same when a row goes, unless the median sits on an edge."
-    median = np.median(pdist(X)) if len(X) > 1 else 1.0
+    "A kernel width that stays when a row goes, unless the median sits on an edge; of 2000 rows by key."
+    some = X if len(X) <= 2000 else X[np.argsort(row_keys(X))[:2000]]
+    median = np.median(pdist(some)) if len(X) > 1 else 1.0
     return float(2 ** (round(2 * math.log2(median / 2)) / 2)) if median > 0 else 1.0
 
 
@@ -159,45 +162,62 @@ def _sweep_squares(Z, orders, below, out):
 def sweep_sparsity(
     W: np.ndarray,  # Weights of the node's rows, (m m)
     orders: np.ndarray,  # Orders of the rows, (R m)
+    weights: np.ndarray | None = None,  # Row weights, (m,)
 ) -> np.ndarray:  # Sparsity w(S, rest) / (|S| |rest|) of each first part, (R, m - 1), lower is better
     "The sparsity of every cut that a sweep along each order makes."
-    m = len(W)
+    w = np.ones(len(W)) if weights is None else weights
     cut = np.empty(orders.shape)
-    _sweep_cut_weights(W, orders, cut)
-    size = np.arange(1, m)
-    return np.maximum(cut[:, :-1], 0) / (size * (m - size))
+    _sweep_cut_weights(W * np.outer(w, w), orders, cut)
+    size = w[orders].cumsum(1)[:, :-1]
+    return np.maximum(cut[:, :-1], 0) / (size * (w.sum() - size))
 
 
 def sweep_ward(
     X: np.ndarray,  # Rows of the node, (m D)
     orders: np.ndarray,  # Orders of the rows, (R m)
+    weights: np.ndarray | None = None,  # Row weights, (m,)
 ) -> np.ndarray:  # Reduction of the sum of squares by each cut, (R, m - 1), higher is better
     "Ward's gain of every cut that a sweep along each order makes."
+    w = np.ones(len(X)) if weights is None else weights
     out = np.empty(orders.shape)
-    _sweep_squares(np.ascontiguousarray(X - X.mean(0)), orders, np.zeros(X.shape[1]), out)
-    size = np.arange(1, len(X))
-    return out[:, :-1] * len(X) / (size * (len(X) - size))
+    centred = (X - np.average(X, axis=0, weights=w)) * w[:, None]
+    _sweep_squares(np.ascontiguousarray(centred), orders, np.zeros(X.shape[1]), out)
+    size = w[orders].cumsum(1)[:, :-1]
+    return out[:, :-1] * w.sum() / (size * (w.sum() - size))
+
+# %% ../nbs/61_clustering.ipynb #24c291e8
+class NodeRows(NamedTuple):
+    "The rows of one cluster."
+
+    X: np.ndarray  # Their coordinates, (m D)
+    W: np.ndarray | None  # Their weights in the graph, (m m), where criterion or cuts need them
+    keys: np.ndarray  # Their keys, (m,)
+    weights: np.ndarray  # Their own weights, (m,)
+
+
+class Cut(NamedTuple):
+    "A cut that was drawn."
+
+    second: np.ndarray  # Boolean (m,): rows of the second part; the row with the smallest key is in the first
+    gain: float  # How much it reduces the sum of squares
 
 # %% ../nbs/61_clustering.ipynb #40974314
 def draw_cut(
-    X: np.ndarray,  # Rows of the node, (m D)
-    W: np.ndarray | None,  # Their weights, (m m), where criterion or cuts need them
-    keys: np.ndarray,  # Their keys, (m,)
+    node: NodeRows,  # The cluster
     path: int,  # Place of the node in the hierarchy: root 1, children 2p and 2p + 1
     settings: Any,  # A `StableHierarchicalClustering`: its parameters
     seed: int,  # Seed of the keyed noise
-) -> (
-    np.ndarray | None
-):  # Boolean (m,): the second part; the row with the smallest key is in the first; None if no cut is allowed
+) -> Cut | None:  # The cut; None if none is allowed
     "One stable cut: every candidate's score plus its own keyed Gumbel number, the largest wins."
-    m = len(X)
-    least = max(1, math.ceil(settings.min_fraction * len(X)))
+    m = len(node.X)
+    least = max(1, math.ceil(settings.min_fraction * m))
     if m < 2 * least:
         return None
-    orders, names = candidate_orders(X, W, keys, seed, settings.cuts, settings.n_landmarks)
-    cost = sweep_sparsity(W, orders) if settings.criterion == "sparsity" else -sweep_ward(X, orders)
+    orders, names = candidate_orders(node.X, node.W, node.keys, seed, settings.cuts, settings.n_landmarks)
+    gain = sweep_ward(node.X, orders, node.weights)
+    cost = sweep_sparsity(node.W, orders, node.weights) if settings.criterion == "sparsity" else -gain
     allowed = slice(least - 1, m - least)
-    cost, last = cost[:, allowed], keys[orders][:, allowed]
+    cost, last = cost[:, allowed], node.keys[orders][:, allowed]
     best = cost.min()
     scale = max(abs(best), 1e-9 * abs(cost).mean(), 1e-300)
     gumbel = -np.log(-np.log(keyed_uniform(seed, path, names[:, None], last)))
@@ -205,32 +225,43 @@ def draw_cut(
     o, k = np.unravel_index((gumbel - rate * (cost - best) / scale).argmax(), cost.shape)
     second = np.ones(m, bool)
     second[orders[o, : k + least]] = False
-    return ~second if second[keys.argmin()] else second
+    second = ~second if second[node.keys.argmin()] else second
+    return Cut(second, float(max(gain[o, k + least - 1], 0.0)))
 
 # %% ../nbs/61_clustering.ipynb #c913ecb0
+class Levels(NamedTuple):
+    "A hierarchy, level by level."
+
+    clusters: np.ndarray  # Cluster of every row at every level, (B, depth + 1): path codes, 1 at level 0
+    gain: dict  # Path of a cluster that was cut -> how much its cut reduces the sum of squares
+
+# %% ../nbs/61_clustering.ipynb #3f95457c
 def grow_levels(
     X: np.ndarray,  # Table, (B D)
-    W: np.ndarray
-    | None,  # Weights, (B, B); not looked at, and may be None, for Ward's criterion without spectral cuts
+    W: np.ndarray | None,  # Weights, (B, B); None for Ward's criterion without spectral cuts
     keys: np.ndarray,  # Keys of the rows, (B,)
     settings: Any,  # A `StableHierarchicalClustering`: its parameters
     seed: int,  # Seed of the keyed noise
-) -> np.ndarray:  # Cluster of every row at every level, (B, depth + 1): path codes, 1 at level 0
+    weights: np.ndarray | None = None,  # Row weights, (B,), above 0
+) -> Levels:  # The hierarchy
     "Cut, and cut the parts, `depth` times; a part that cannot be cut stays."
     order = np.argsort(keys)
-    X, keys, levels = X[order], keys[order], np.ones((len(X), settings.depth + 1), np.int64)
+    w = np.ones(len(X)) if weights is None else weights
+    levels = np.ones((len(X), settings.depth + 1), np.int64)
+    gains = {}
     graph = settings.criterion == "sparsity" or "spectral" in settings.cuts
     for level in range(settings.depth):
         levels[:, level + 1] = levels[:, level]
         for path in np.unique(levels[:, level]):
-            rows = np.flatnonzero(levels[:, level] == path)
             if level and path < 2**level:
                 continue
-            part = W[np.ix_(order[rows], order[rows])] if graph else None
-            second = draw_cut(X[rows], part, keys[rows], int(path), settings, seed)
-            if second is not None:
-                levels[rows, level + 1] = 2 * path + second
-    return levels[np.argsort(order)]
+            rows = order[levels[order, level] == path]
+            part = W[np.ix_(rows, rows)] if graph else None
+            cut = draw_cut(NodeRows(X[rows], part, keys[rows], w[rows]), int(path), settings, seed)
+            if cut is not None:
+                levels[rows, level + 1] = 2 * path + cut.second
+                gains[int(path)] = cut.gain
+    return Levels(levels, gains)
 
 # %% ../nbs/61_clustering.ipynb #bbde2034
 class _Branch(NamedTuple):
@@ -239,37 +270,51 @@ class _Branch(NamedTuple):
     number: int  # Row or merge, as scipy counts
     size: int  # Rows in it
 
-# %% ../nbs/61_clustering.ipynb #97b90378
+
+class _Joiner:
+    "Writes merges as scipy counts them."
+
+    def __init__(self, n_rows):
+        self.n_rows = n_rows
+        self.merges = []
+
+    def __call__(self, a, b, height):
+        size = a.size + b.size
+        self.merges.append([a.number, b.number, height, size])
+        return _Branch(self.n_rows + len(self.merges) - 1, size)
+
+# %% ../nbs/61_clustering.ipynb #a4061913
 def linkage_from_levels(
     levels: np.ndarray,  # Clusters by level, (B, depth + 1)
-    keys: np.ndarray
-    | None = None,  # Order in which the rows of a lowest cluster are joined; None for that of the table
+    keys: np.ndarray | None = None,  # Order of the rows of a lowest cluster; None: the table's
+    gain: dict | None = None,  # Path -> gain of its cut; heights are then Ward's distances, sqrt(2 gain)
 ) -> np.ndarray:  # Linkage matrix of scipy, (B - 1, 4)
-    "The hierarchy for scipy. Height of a merge: splits left below it, plus its share of all rows."
+    "The hierarchy for scipy. Without gains, a height counts splits left below, plus the share of all rows."
     B = len(levels)
     depth = levels.shape[1] - 1
-    merges = []
     groups = {}
-
-    def join(a, b, height):
-        size = a.size + b.size
-        merges.append([a.number, b.number, height, size])
-        return _Branch(B + len(merges) - 1, size)
-
+    heights = {}
+    join = _Joiner(B)
+    worth = lambda path: math.sqrt(2 * gain[path])
+    lowest = 0.5 * min([worth(path) for path in gain], default=1.0) if gain is not None else 1.0
     for path in np.unique(levels[:, -1]):
         rows = np.flatnonzero(levels[:, -1] == path)
         if keys is not None:
             rows = rows[np.argsort(keys[rows])]
         node = _Branch(int(rows[0]), 1)
         for i in rows[1:]:
-            node = join(node, _Branch(int(i), 1), (node.size + 1) / B)
+            node = join(node, _Branch(int(i), 1), lowest * (node.size + 1) / B)
         groups[int(path)] = node
+        heights[int(path)] = lowest
     above = {p >> s for p in groups for s in range(1, p.bit_length())} - set(groups)
     for path in sorted(above, reverse=True):
         a = groups[2 * path]
         b = groups[2 * path + 1]
-        groups[path] = join(a, b, depth - path.bit_length() + 1 + (a.size + b.size) / B)
-    return _sort_linkage(np.array(merges, float), B)
+        heights[path] = depth - path.bit_length() + 1 + (a.size + b.size) / B
+        if gain is not None:
+            heights[path] = max(worth(path), heights[2 * path], heights[2 * path + 1])
+        groups[path] = join(a, b, heights[path])
+    return _sort_linkage(np.array(join.merges, float), B)
 
 # %% ../nbs/61_clustering.ipynb #db57983e
 def _sort_linkage(Z, B):
@@ -303,16 +348,19 @@ def levels_from_linkage(
     return levels
 
 # %% ../nbs/61_clustering.ipynb #22994c9a
+_NO_WEIGHT = (
+    "all weights of the graph are 0, so that no hierarchy costs anything: take a larger bandwidth; "
+    "round_bandwidth(X) is one that suits the table"
+)
+
+
 def dasgupta_cost(
     W: np.ndarray,  # Weights, (B, B), symmetric, zero diagonal
     levels: np.ndarray,  # Clusters by level, (B, depth + 1)
 ) -> float:  # Cost in (0, 1]: 1 if nothing is cut, lower is better; raises ValueError where all weights are 0
     "Weight of every pair times the size of the smallest cluster with both, over all weight times B."
     if not W.sum() > 0:
-        raise ValueError(
-            "all weights of the graph are 0, so that no hierarchy costs anything: take a larger bandwidth; "
-            "round_bandwidth(X) is one that suits the table"
-        )
+        raise ValueError(_NO_WEIGHT)
     B = len(W)
     saved = 0.0
     for level in range(1, levels.shape[1]):
@@ -323,6 +371,34 @@ def dasgupta_cost(
         above = np.bincount(parent)[parent[np.unique(child, return_index=True)[1]]]
         saved += (inside * (above - np.bincount(child))).sum()
     return float(1 - saved / (B * W.sum() / 2))
+
+# %% ../nbs/61_clustering.ipynb #70f4c160
+def table_cost(
+    X: np.ndarray,  # Table, (B D)
+    bandwidth: float,  # Width of the kernel
+    levels: np.ndarray,  # Clusters by level, (B, depth + 1)
+    weights: np.ndarray | None = None,  # Row weights, (B,); a pair counts by their product
+    chunk: int = 512,  # Rows of the graph held at a time
+) -> float:  # As `dasgupta_cost` of the graph, without the graph
+    "Dasgupta's cost of a hierarchy on a table, in memory that grows with the rows and not with their square."
+    w = np.ones(len(X)) if weights is None else np.asarray(weights, float)
+    codes = [np.unique(level, return_inverse=True)[1] for level in levels.T]
+    size = [np.bincount(code, w) for code in codes]
+    inside = [np.zeros(len(n)) for n in size]
+    for first in range(0, len(X), chunk):
+        rows = np.arange(first, min(first + chunk, len(X)))
+        near = np.exp(-cdist(X[rows], X, "sqeuclidean") / (2 * bandwidth**2)) * w
+        near[np.arange(len(rows)), rows] = 0.0
+        for code, total in zip(codes, inside):
+            same = code[rows][:, None] == code
+            np.add.at(total, code[rows], (near * same).sum(1) * w[rows] / 2)
+    if not inside[0].sum() > 0:
+        raise ValueError(_NO_WEIGHT)
+    saved = 0.0
+    for level in range(1, len(codes)):
+        parent = codes[level - 1][np.unique(codes[level], return_index=True)[1]]
+        saved += (inside[level] * (size[level - 1][parent] - size[level])).sum()
+    return float(1 - saved / (w.sum() * inside[0].sum()))
 
 # %% ../nbs/61_clustering.ipynb #9e0e4994
 def level_distance(
@@ -351,7 +427,9 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
     "Divisive clustering by random cuts with noise keyed by row: inspired by published work, no copy of it."
 
     _parameter_constraints = {
-        "n_clusters": [Interval(Integral, 1, None, closed="left")],
+        "n_clusters": [Interval(Integral, 1, None, closed="left"), None],
+        "distance_threshold": [Interval(Real, 0, None, closed="left"), None],
+        "metric": [StrOptions({"euclidean", "cosine", "precomputed"})],
         "depth": [Interval(Integral, 1, 20, closed="both")],
         "epsilon": [Interval(Real, 0, None, closed="both")],
         "cuts": [list, tuple],
@@ -364,7 +442,7 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
 
     def __init__(
         self,
-        n_clusters: int = 2,  # Clusters of `labels_`, at most 2**depth; fewer where rows cannot be cut
+        n_clusters: int | None = 2,  # Clusters of `labels_`, at most 2**depth; fewer where rows cannot be cut
         *,
         depth: int = 3,  # Levels of cuts
         epsilon: float = 0.1,  # Slack: 0 takes the best cut, infinity any cut; not a privacy budget
@@ -375,8 +453,9 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
         criterion: str = "ward",  # What a cut is worth: "ward", the fall of the sum of squares, or "sparsity"
         n_landmarks: int = 32,  # Rows from which candidates start, those with the smallest keyed numbers
         min_fraction: float = 0.2,  # Smallest share of a cluster that a cut may take off
-        bandwidth: float
-        | None = None,  # Width of the kernel; None for a round number near half the median distance
+        bandwidth: float | None = None,  # Width of the kernel; None: a round number near half the median
+        metric: str = "euclidean",  # "euclidean", "cosine", or "precomputed": X is then a matrix of distances
+        distance_threshold: float | None = None,  # Clusters stay whole up to this height
         random_state: Any = 0,  # Seed of the keyed noise; None draws one and records it in `seed_`
     ) -> None:
         given = locals()
@@ -385,9 +464,10 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
 
     def fit(
         self,
-        X: Any,  # Table, (B D)
+        X: Any,  # Table, (B D); distances (B, B) for metric="precomputed"
         y: Any = None,  # Not used
-        sample_key: Any = None,  # Whole number that names each row, (B,); None hashes the row's content
+        sample_weight: Any = None,  # Row weights, (B,), not negative; at 0 a row follows its neighbour
+        sample_key: Any = None,  # Whole number that names each row, (B,); None hashes its content
     ) -> "StableHierarchicalClustering":  # Itself
         "Cut `depth` times."
         self._validate_params()
@@ -397,33 +477,90 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
         self.seed_ = (
             int(seed) if isinstance(seed, Integral) else int(check_random_state(seed).randint(2**31 - 1))
         )
-        self.bandwidth_ = round_bandwidth(X) if self.bandwidth is None else float(self.bandwidth)
-        W = similarity_graph(X, self.bandwidth_)
-        keys = row_keys(X, sample_key)
-        self.levels_ = grow_levels(X, W, keys, self, self.seed_)
-        self.cost_ = dasgupta_cost(W, self.levels_)
-        self.linkage_ = linkage_from_levels(self.levels_, keys)
-        self.children_, self.distances_ = self.linkage_[:, :2].astype(int), self.linkage_[:, 2]
-        self.labels_ = _labels_of(self.linkage_, self.levels_, self.n_clusters)
+        self._table = _coordinates(X, self.metric)
+        w = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        kept = np.flatnonzero(w > 0)
+        if len(kept) < 2:
+            raise ValueError(f"at least two rows need a positive weight, got {len(kept)}")
+        named = np.arange(len(X)) if self.metric == "precomputed" and sample_key is None else sample_key
+        keys = row_keys(self._table, named)
+        points = self._table[kept]
+        self.bandwidth_ = round_bandwidth(points) if self.bandwidth is None else float(self.bandwidth)
+        graph = self.criterion == "sparsity" or "spectral" in self.cuts
+        W = similarity_graph(points, self.bandwidth_) if graph else None
+        grown = grow_levels(points, W, keys[kept], self, self.seed_, w[kept])
+        nearest = np.arange(len(X)) if len(kept) == len(X) else pairwise_distances_argmin(self._table, points)
+        self.levels_ = grown.clusters[nearest]
+        self.cost_ = table_cost(self._table, self.bandwidth_, self.levels_, w)
+        self.linkage_ = linkage_from_levels(self.levels_, keys, grown.gain)
+        self.children_ = self.linkage_[:, :2].astype(int)
+        self.distances_ = self.linkage_[:, 2]
+        self.labels_ = _labels_of(self)
         return self
 
-# %% ../nbs/61_clustering.ipynb #23a1650e
+    def predict(
+        self,
+        X: Any,  # New rows, (m D); distances to the training rows (m B) for metric="precomputed"
+    ) -> np.ndarray:  # Cluster of each, (m,)
+        "The cluster of the nearest training row."
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        if self.metric == "precomputed":
+            return self.labels_[X.argmin(1)]
+        return self.labels_[pairwise_distances_argmin(_coordinates(X, self.metric), self._table)]
+
+    def __sklearn_tags__(self) -> Any:  # Tags
+        "Distances come in pairs."
+        tags = super().__sklearn_tags__()
+        tags.input_tags.pairwise = self.metric == "precomputed"
+        return tags
+
+# %% ../nbs/61_clustering.ipynb #6ebebcdb
+def _coordinates(X, metric):
+    "Points whose Euclidean distances are those asked for."
+    if metric == "euclidean":
+        return X
+    if metric == "cosine":
+        length = np.linalg.norm(X, axis=1, keepdims=True)
+        if not length.all():
+            raise ValueError("a row of zeros has no direction: metric='cosine' needs rows that are not all 0")
+        return X / length
+    if X.shape[0] != X.shape[1] or not np.allclose(X, X.T) or np.diag(X).any() or X.min() < 0:
+        raise ValueError(
+            f"metric='precomputed' needs symmetric distances (B, B), 0 on the diagonal, got {X.shape}"
+        )
+    squares = X**2
+    centred = squares - squares.mean(0) - squares.mean(1)[:, None] + squares.mean()
+    value, vector = np.linalg.eigh(-centred / 2)
+    keep = value > 1e-9 * max(value.max(), 1e-300)
+    return vector[:, keep] * np.sqrt(value[keep]) if keep.any() else np.zeros((len(X), 1))
+
+# %% ../nbs/61_clustering.ipynb #e2606d92
 def _check_cuts(est):
-    "Raise ValueError for families of cuts that do not exist, or more clusters than there can be."
+    "Raise ValueError for families of cuts that do not exist, or clusters that cannot be."
     known = {"balls", "lines", "two_means", "spectral"}
     if set(est.cuts) - known or not est.cuts:
         raise ValueError(f'cuts must be some of "balls", "lines", "two_means", "spectral", got {est.cuts!r}')
-    if est.n_clusters > 2**est.depth:
+    if (est.n_clusters is None) == (est.distance_threshold is None):
+        raise ValueError("give n_clusters or distance_threshold, and None for the other one")
+    if est.n_clusters is not None and est.n_clusters > 2**est.depth:
         most = 2**est.depth
         given = f"n_clusters is {est.n_clusters}"
         raise ValueError(f"{est.depth} levels of cuts give at most {most} clusters, {given}: raise depth")
 
 
-def _labels_of(Z, levels, n_clusters):
-    "Undo merges from the top until there are `n_clusters`, also where merges have equal heights."
-    by_rank = np.c_[Z[:, :2], np.arange(1.0, len(levels)), Z[:, 3]]
-    n = min(n_clusters, len(np.unique(levels[:, -1])))
-    return fcluster(by_rank, n, "maxclust") - 1
+def _labels_of(est):
+    "Undo the merges worth most, until there are enough clusters; also where merges have equal heights."
+    Z = est.linkage_
+    most = len(np.unique(est.levels_[:, -1]))
+    n = (
+        est.n_clusters
+        if est.n_clusters is not None
+        else 1 + int((Z[-most + 1 :, 2] > est.distance_threshold).sum())
+    )
+    n = n if most > 1 else 1
+    by_rank = np.c_[Z[:, :2], np.arange(1.0, len(est.levels_)), Z[:, 3]]
+    return fcluster(by_rank, min(n, most), "maxclust") - 1
 
 # %% ../nbs/61_clustering.ipynb #0e8661cf
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def _quantile_edges(X, n):
             row[: len(q)] = q
     return edges
 
-# %% ../nbs/09_split_kernel.ipynb #fe462bd4
+# %% ../nbs/09_split_kernel.ipynb #a5b5dd75
 _MANTISSAS = (
     (1.0,),
     (1.0, 3.0),
@@ -85,9 +85,9 @@ def _decades(lowest, highest, mantissas):
     numbers = [m * 10.0**k if k >= 0 else m / 10.0**-k for k in powers for m in mantissas]
     return [v for v in numbers if np.float32(lowest) <= np.float32(v) < np.float32(highest)]
 
-# %% ../nbs/09_split_kernel.ipynb #4e350e6b
+# %% ../nbs/09_split_kernel.ipynb #e3a40f28
 def _decade_edges(low, high, smallest, n):
-    "Thresholds of one column that follow the decades on both sides of zero, at most `n`; `smallest` is its least modulus above 0."
+    "At most `n` thresholds that follow the decades on both sides of zero, from `smallest` on."
     best = []
     smallest = max(smallest, 1e-30 * max(abs(low), abs(high)))
     for mantissas in _MANTISSAS:
@@ -168,16 +168,14 @@ def _range_of(X, feature_range):
         raise ValueError("feature_range needs finite lowest and highest values, none below the other")
     return low, high
 
-# %% ../nbs/09_split_kernel.ipynb #03033234
+# %% ../nbs/09_split_kernel.ipynb #772c14cb
 def threshold_grid(
     X: np.ndarray,  # Training table, (B D), float32; NaN is a missing value
     n_thresholds: int = 64,  # Largest number of thresholds a feature
-    grid: str
-    | Sequence[np.ndarray] = "nice",  # "nice", "steps", "decades", "linspace", "quantile", or arrays
-    feature_range: tuple[np.ndarray, np.ndarray]
-    | None = None,  # Lowest and highest value (D,); None for those of X
+    grid: str | Sequence[np.ndarray] = "nice",  # A name, or arrays of thresholds
+    feature_range: tuple[np.ndarray, np.ndarray] | None = None,  # Lowest, highest value (D,); None: X's
 ) -> np.ndarray:  # Thresholds, (D, T), rising, float32 numbers as float64, padded with +inf
-    "Candidate thresholds of every feature: round steps, or decades where a column spans them; or one array a feature."
+    "Candidate thresholds of every feature: round steps, or decades where a column spans them."
     low, high = _range_of(X, feature_range)
     if not isinstance(grid, str):
         edges = _own_edges(grid, X.shape[1])
@@ -199,7 +197,7 @@ def threshold_grid(
         edges = np.c_[edges, np.full(len(edges), np.inf)]
     return edges
 
-# %% ../nbs/09_split_kernel.ipynb #0c10ebfc
+# %% ../nbs/09_split_kernel.ipynb #ccc99bf6
 def _all_decades(X, low, high, n, fixed):
     "Thresholds that follow decades for every column; with a fixed range they do not look at the table."
     edges = np.full((len(low), n), np.inf)
@@ -261,10 +259,10 @@ def _mix(z):
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
-# %% ../nbs/09_split_kernel.ipynb #c9760f93
+# %% ../nbs/09_split_kernel.ipynb #3a22d27f
 @_jit
 def _bin(X, edges, inverse, finite, out):
-    "Number of thresholds below each value: guessed from even spacing, then made exact by stepping; NaN beyond the first inf."
+    "Thresholds below each value: guessed from even spacing, made exact by stepping; NaN beyond +inf."
     for i in range(X.shape[0]):
         for f in range(X.shape[1]):
             x = np.float64(X[i, f])
@@ -279,7 +277,7 @@ def _bin(X, edges, inverse, finite, out):
                 t += 1
             out[i, f] = t
 
-# %% ../nbs/09_split_kernel.ipynb #a3187821
+# %% ../nbs/09_split_kernel.ipynb #8b825b0d
 @_jit
 def _count_fullest(bins, T, fullest):
     "Rows in the fullest bin of every column, the missing ones left out."
@@ -538,12 +536,12 @@ def _xlogx(x):
     "x log x, 0 at 0."
     return np.where(x > 0, x * np.log(np.where(x > 0, x, 1.0)), 0.0)
 
-# %% ../nbs/09_split_kernel.ipynb #884a575a
+# %% ../nbs/09_split_kernel.ipynb #b29a1c8b
 def split_rate(
     scores: np.ndarray,  # Scores of the candidates, -inf where invalid
     epsilon: float,  # Slack: 0 greedy, infinity uniform
     scale: float = 0.0,  # What the scores are measured against; 0 for the best score
-) -> float:  # Inverse temperature 2 ln K / (epsilon * scale), infinite at epsilon = 0; 0 where no split is worth anything
+) -> float:  # 2 ln K / (epsilon * scale), infinite at epsilon = 0; 0 where no split is worth anything
     "The inverse temperature: a split loses more than epsilon of the best score with probability at most 1/K."
     valid = scores[scores > -np.inf]
     if epsilon == 0:
@@ -651,7 +649,7 @@ def _split_numpy(nodes, v, data, rows, settings, seed):
         value = rate * (np.maximum(u, -1e300) - u.max()) + np.where(u > -np.inf, noise, -np.inf)
     return divmod(int(value.argmax()), u.shape[1])
 
-# %% ../nbs/09_split_kernel.ipynb #2d540048
+# %% ../nbs/09_split_kernel.ipynb #d07a806f
 def node_weight_of(
     nodes: Nodes,  # Nodes of a tree
     v: int | slice,  # Which of them
@@ -671,7 +669,7 @@ def _is_pure(nodes, v, data, settings):
     parts = [nodes.mass[v, a:b] for a, b in zip(data.starts, data.starts[1:])]
     return all(part.max() >= part.sum() * (1 - 1e-12) for part in parts)
 
-# %% ../nbs/09_split_kernel.ipynb #9051c8ba
+# %% ../nbs/09_split_kernel.ipynb #46c1a786
 def drop_undrawn_features(
     u: np.ndarray,  # Scores, (D, T), changed in place
     data: Training,  # Training table
@@ -679,7 +677,7 @@ def drop_undrawn_features(
     seed: int,  # Seed of the keyed noise
     path: int,  # Place of the node in the complete tree
 ) -> None:
-    "Set the scores of features that a node may not use to -inf: it takes the first by key among those that can split."
+    "Set the scores of unused features to -inf: a node takes the first by key among those that can split."
     if settings.max_features < len(u):
         order = np.argsort(hash_key(seed, path, data.feature_keys, 1), kind="mergesort")
         splittable = (u[order] > -np.inf).any(1).cumsum()
@@ -910,7 +908,7 @@ def _score_offset(total, settings, starts):
             offset += weight * math.log(max(starts[o + 1] - starts[o], 2.0))
     return offset
 
-# %% ../nbs/09_split_kernel.ipynb #f3a6d027
+# %% ../nbs/09_split_kernel.ipynb #2c4d2ee7
 @_jit
 def _rounding_step(nodes, v, settings, starts, weight):
     "The grid of the scores of a node: 2**-40 of the size of the numbers that they are made of."
@@ -924,18 +922,32 @@ def _rounding_step(nodes, v, settings, starts, weight):
         unit *= math.log(widest)
     return math.ldexp(1.0, math.frexp(max(unit, 1e-290))[1] - 41)
 
-# %% ../nbs/09_split_kernel.ipynb #093f51e3
+# %% ../nbs/09_split_kernel.ipynb #277e20b8
+@_jit
+def _mark_invalid(scores, f, count, rows, sides, least, offset, step):
+    "Round the scores of a feature, -inf where a side has too few rows or weight; number valid, and best."
+    valid_ones = 0
+    best = -np.inf
+    left = sides.left
+    right = sides.right
+    fewest, lightest = least
+    for t in range(scores.shape[1]):
+        valid = count[f, t] >= fewest and rows - count[f, t] >= fewest
+        valid = valid and left[t] >= lightest and right[t] >= lightest
+        scores[f, t] = step * math.floor((offset + scores[f, t]) / step + 0.5) if valid else -np.inf
+        valid_ones += valid
+        best = max(best, scores[f, t])
+    return valid_ones, best
+
+# %% ../nbs/09_split_kernel.ipynb #fd93b56c
 @_jit
 def _score(nodes, v, data, settings, features, most, room):
-    "Score until `most` features can split, -inf where invalid: valid candidates, best score, features found, seen."
+    "Score until `most` features can split: valid candidates, best score, features found, features seen."
     total = nodes.mass[v]
-    all_rows = float(nodes.count[v])
     weight = _node_weight(nodes, v, settings, data.starts)
     step = _rounding_step(nodes, v, settings, data.starts, weight)
     offset = _score_offset(total, settings, data.starts)
-    fewest = settings.min_rows_leaf
-    lightest = max(settings.min_weight_leaf, 1e-12 * weight)
-    count = room.below.count
+    least = (settings.min_rows_leaf, max(settings.min_weight_leaf, 1e-12 * weight))
     mass = room.below.mass
     scores = room.scores
     left = room.sides.left
@@ -950,14 +962,10 @@ def _score(nodes, v, data, settings, features, most, room):
             _score_targets(mass, f, total, settings.ridge, left, right, scores)
         else:
             _score_classes(mass, f, total, settings.criterion, data.starts, room.sides, scores)
-        before = valid_ones
-        for t in range(scores.shape[1]):
-            valid = count[f, t] >= fewest and all_rows - count[f, t] >= fewest
-            valid = valid and left[t] >= lightest and right[t] >= lightest
-            scores[f, t] = step * math.floor((offset + scores[f, t]) / step + 0.5) if valid else -np.inf
-            valid_ones += valid
-            best = max(best, scores[f, t])
-        found += valid_ones > before
+        here = _mark_invalid(scores, f, room.below.count, nodes.count[v], room.sides, least, offset, step)
+        valid_ones += here[0]
+        best = max(best, here[1])
+        found += here[0] > 0
         seen += 1
     return valid_ones, best, found, seen
 
@@ -1001,10 +1009,10 @@ def _pick(valid_ones, best, scale, settings, features, room):
                     winner = f * scores.shape[1] + t
     return winner
 
-# %% ../nbs/09_split_kernel.ipynb #05ec3ba7
+# %% ../nbs/09_split_kernel.ipynb #1075be8c
 @_jit
 def _order_features(base, data, settings, room):
-    "The features in the order in which a node asks them: as they stand, or by keyed numbers if it may not use all."
+    "The features in the order in which a node asks them: as they stand, or by key if it may not use all."
     keys = data.feature_keys
     if settings.max_features >= len(keys):
         for f in range(len(keys)):
@@ -1026,7 +1034,7 @@ def _node_weight(nodes, v, settings, starts):
         weight += nodes.mass[v, c]
     return weight
 
-# %% ../nbs/09_split_kernel.ipynb #c087382b
+# %% ../nbs/09_split_kernel.ipynb #5c8f5898
 @_jit
 def _weight_to_split(nodes, v, data, settings, depth):
     "Weight of the node, or -1 where it must be a leaf: too deep, too few rows, or pure."
@@ -1286,9 +1294,9 @@ def sklearn_tree(
     )
     return tree
 
-# %% ../nbs/09_split_kernel.ipynb #3bbf564b
+# %% ../nbs/09_split_kernel.ipynb #d60c4ad3
 class BinnedTable(NamedTuple):
-    "A table on its grid. A column with missing values stands twice: missing beyond the largest, and below the smallest."
+    "A table on its grid. A column with missing values stands twice: missing beyond everything, and below."
 
     edges: np.ndarray  # Thresholds, (D', T)
     bins: np.ndarray  # Bins, (B D')
@@ -1313,7 +1321,7 @@ def bin_table(
     _warn_of_crowds(est, X, table)
     return _with_missing_left(table, X) if missing.any() else table
 
-# %% ../nbs/09_split_kernel.ipynb #98a7a833
+# %% ../nbs/09_split_kernel.ipynb #9d5548f6
 def _with_missing_left(table, X):
     "Add a copy of each column with missing values, in which they lie below everything."
     twice = np.flatnonzero(table.missing)
@@ -1325,7 +1333,7 @@ def _with_missing_left(table, X):
         columns=np.append(table.columns, twice),
     )
 
-# %% ../nbs/09_split_kernel.ipynb #ae0c018b
+# %% ../nbs/09_split_kernel.ipynb #4fc081ef
 def _warn_of_crowds(est, X, table):
     "Warn of columns of which nearly all rows share a bin, so that no threshold parts them."
     fullest = np.zeros(len(table.edges), np.int64)
@@ -1338,7 +1346,7 @@ def _warn_of_crowds(est, X, table):
     if lost:
         some = ", ".join(lost[:5]) + (" and others" if len(lost) > 5 else "")
         warnings.warn(
-            f"more than nine tenths of the rows share one bin of column {some}: no threshold of the grid parts them. "
+            f"more than nine tenths of the rows share one bin of column {some}: no threshold parts them. "
             'Take grid="decades", a feature_range of your own, or thresholds of your own in grid=',
             stacklevel=4,
         )
@@ -1572,12 +1580,12 @@ def _reachable(nodes):
     kept = some_nodes(nodes, alive)
     return kept._replace(left=number[kept.left], right=number[kept.right])
 
-# %% ../nbs/09_split_kernel.ipynb #0b8167d2
+# %% ../nbs/09_split_kernel.ipynb #e1dfd624
 def cut_nodes(
     grown: Grown,  # As grown, level by level
     impurity: np.ndarray,  # Impurity of every node, (N,)
     max_leaf_nodes: int | None = None,  # Most leaves; None for any number
-    min_decrease: float = 0.0,  # Least fall of the impurity that a split must bring, as a share of the whole weight
+    min_decrease: float = 0.0,  # Least fall of the impurity by a split, as a share of the whole weight
 ) -> Grown:  # With fewer nodes
     "Keep the splits that a best-first growth would make: a split does not depend on the order of growth."
     nodes = some_nodes(grown.nodes, slice(None))

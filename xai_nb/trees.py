@@ -137,9 +137,9 @@ class _Rows(NamedTuple):
     )
     kept: np.ndarray  # Their places in the user's table, (B,)
 
-# %% ../nbs/60_trees.ipynb #6d564900
+# %% ../nbs/60_trees.ipynb #6744210b
 def _validate(est, X, y, classify):
-    "Validate the input as scikit-learn does: X float32 with NaN for missing values, y (B O) raw, and the recorded seed."
+    "Validate the input as scikit-learn does: X float32, NaN where missing, y (B O), and the recorded seed."
     est._validate_params()
     checks = {"dtype": np.float32, "order": "C", "accept_sparse": "csr", "ensure_all_finite": "allow-nan"}
     X, y = validate_data(est, X, y, y_numeric=not classify, multi_output=True, **checks)
@@ -280,8 +280,7 @@ class StableTreeClassifier(_StableTree, DecisionTreeClassifier):
         max_depth: int | None = 5,  # Largest depth; 60 at most is used; None grows until pure
         n_thresholds: int = 64,  # Largest number of thresholds per feature
         grid: str | Sequence = "nice",  # "nice", "steps", "decades", "linspace", "quantile", or arrays
-        feature_range: tuple
-        | None = None,  # Lowest and highest value of each feature; None takes those of the table
+        feature_range: tuple | None = None,  # Lowest and highest value of each feature; None: the table's
         mechanism: str = "exponential",  # "exponential" or "permute_and_flip"
         normalize: str = "opt",  # The slack is a share of the best score ("opt") or of the weight ("n")
         min_samples_split: int = 2,  # Fewest rows of an inner node, or their share
@@ -361,8 +360,7 @@ class StableTreeRegressor(_StableTree, DecisionTreeRegressor):
         max_depth: int | None = 5,  # Largest depth; 60 at most is used; None grows until nothing is gained
         n_thresholds: int = 64,  # Largest number of thresholds per feature
         grid: str | Sequence = "nice",  # "nice", "steps", "decades", "linspace", "quantile", or arrays
-        feature_range: tuple
-        | None = None,  # Lowest and highest value of each feature; None takes those of the table
+        feature_range: tuple | None = None,  # Lowest and highest value of each feature; None: the table's
         mechanism: str = "exponential",  # "exponential" or "permute_and_flip"
         min_samples_split: int = 2,  # Fewest rows of an inner node, or their share
         min_samples_leaf: int = 1,  # Fewest rows of a leaf, or their share
@@ -434,7 +432,7 @@ def _fitted_tree(model):
         )
     return model.tree_
 
-# %% ../nbs/60_trees.ipynb #5259ac1d
+# %% ../nbs/60_trees.ipynb #412e4cbc
 def _skeleton(model):
     "The nodes of a fitted tree as the distance sees them."
     tree = _fitted_tree(model)
@@ -442,7 +440,7 @@ def _skeleton(model):
     feature = tree.feature if names is None else np.append(names, "")[np.maximum(tree.feature, -1)]
     label = [()] * tree.node_count
     if is_classifier(model):
-        classes = [model.classes_] if model.n_outputs_ == 1 else model.classes_
+        classes = [model.classes_] if tree.n_outputs == 1 else model.classes_
         found = [c[tree.value[:, o, : len(c)].argmax(1)] for o, c in enumerate(classes)]
         label = list(zip(*[part.tolist() for part in found]))
     missing = _learned_directions(model)
@@ -553,7 +551,7 @@ def _fit_without(model, X, y, sample_weight, rows):
 
 
 def _fit_with_seed(model, X, y, sample_weight):
-    "The model fitted on everything, and the model to refit: the same seeds, also of nested estimators without one."
+    "The model fitted on everything, and the model to refit: the same seeds, nested estimators included."
     model = clone(model)
     draw = check_random_state(None)
     for name, value in model.get_params(deep=True).items():
@@ -613,7 +611,7 @@ def leave_one_out(
         node[i] = found[0][0] if found else -1
     return LeaveOneOut(full, distance, node, refit)
 
-# %% ../nbs/60_trees.ipynb #2cc8412d
+# %% ../nbs/60_trees.ipynb #bf2c697c
 def _has_weight(model, y, sample_weight):
     "The rows that a fit looks at: those of positive weight, the class weight included, (B,)."
     w = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, float)
@@ -635,9 +633,9 @@ def _walk_deletions(full, X, y, sample_weight):
     distance = np.where(node < 0, 0.0, node_weight(grown.nodes.depth[node], depth))
     return node, distance, refit
 
-# %% ../nbs/60_trees.ipynb #f672e84d
+# %% ../nbs/60_trees.ipynb #2ab6e2a9
 def _rows_to_refit(model, X, y, sample_weight):
-    "Rows that need a refit: they move the grid or take a class with them; all, if the tree is pruned or its limits move."
+    "Rows that need a refit: they move the grid or take a class along; all, if the tree is cut."
     present = _has_weight(model, y, sample_weight)
     X = validate_data(
         model, X, dtype=np.float32, reset=False, ensure_all_finite="allow-nan", accept_sparse="csr"
@@ -657,7 +655,7 @@ def _rows_to_refit(model, X, y, sample_weight):
             refit |= np.bincount(code)[code] == 1
     return refit
 
-# %% ../nbs/60_trees.ipynb #8cccbff4
+# %% ../nbs/60_trees.ipynb #10de72b3
 def _limits_move(model, n):
     "Whether one row less changes limits or pruning for the whole tree."
     cut = model.ccp_alpha > 0 or model.max_leaf_nodes is not None or model.min_impurity_decrease > 0
@@ -696,8 +694,7 @@ def average_sensitivity(
     y: Any,  # Target, (B,)
     k: int = 1,  # Rows deleted at a time
     n_draws: int | None = None,  # Random deletions, at least 2; None makes all B single deletions
-    distance: Callable
-    | None = None,  # Distance of two fitted models; None is `tree_distance` at the model's depth
+    distance: Callable | None = None,  # Distance of two fitted models; None is `tree_distance`
     sample_weight: Any = None,  # Row weights, (B,)
     seed: int = 0,  # Seed of the random deletions
     n_jobs: int | None = None,  # joblib workers for the refits
@@ -717,7 +714,7 @@ def average_sensitivity(
     values = np.array(Parallel(n_jobs)(delayed(one)(r) for r in bar))
     return _summary(values, exact=k == 1 and len(rows) == len(y))
 
-# %% ../nbs/60_trees.ipynb #f2cf4499
+# %% ../nbs/60_trees.ipynb #8054a260
 def _check_deletions(k, n_draws, n):
     "Raise ValueError for deletions that cannot be made, or of which there are too few."
     if not 1 <= k < n:
@@ -737,7 +734,7 @@ def _rows_to_delete(n, k, n_draws, seed):
         return rng.choice(n, min(n_draws, n), replace=False)[:, None]
     return [rng.choice(n, k, replace=False) for _ in range(n_draws)]
 
-# %% ../nbs/60_trees.ipynb #d36cd1bb
+# %% ../nbs/60_trees.ipynb #fe6506c5
 def _summary(values, exact):
     "Mean and interval of the distances of some deletions."
     mean = float(values.mean())
@@ -745,9 +742,9 @@ def _summary(values, exact):
         return Sensitivity(mean, mean, mean, values, exact)
     return Sensitivity(mean, *_interval_of_mean(values), values, exact)
 
-# %% ../nbs/60_trees.ipynb #9cd97a64
+# %% ../nbs/60_trees.ipynb #eaf31c90
 def _interval_of_mean(values, alpha=0.05, n_candidates=500):
-    "Interval of the mean by betting (Waudby-Smith, Ramdas 2024): valid for distances in [0, 1], also if most are 0."
+    "Interval of the mean by betting (Waudby-Smith, Ramdas 2024): valid in [0, 1], also if most are 0."
     n = len(values)
     if values.max() > 1:
         half = 1.96 * values.std(ddof=1) / math.sqrt(n)
@@ -792,7 +789,7 @@ def sensitivity_report(
     by_row = pd.DataFrame(_columns_by_row(loo))
     return SensitivityReport(loo.mean, by_depth, by_row, int(loo.refitted.sum()))
 
-# %% ../nbs/60_trees.ipynb #a825e04f
+# %% ../nbs/60_trees.ipynb #26394dfc
 def _columns_by_row(loo):
     "What the deletion of each row that matters changes."
     tree = loo.model.tree_
@@ -962,9 +959,9 @@ def _grow_forest(est, X, rows, data_of, tree_of, sample_key):
     members = Parallel(est.n_jobs, prefer="threads")(delayed(one)(i) for i in range(est.n_estimators))
     return [m.tree for m in members], [m.left_out for m in members]
 
-# %% ../nbs/60_trees.ipynb #1f318b97
+# %% ../nbs/60_trees.ipynb #16c54a9b
 def _as_member(kind, est, grown, tree_of, seed):
-    "A grown tree of an ensemble as an estimator of its own, with the ensemble's settings, without training rows."
+    "A grown tree of an ensemble as an estimator of its own, without training rows."
     shared = set(kind._get_param_names()) - {"random_state", "class_weight"}
     member = kind(**{k: getattr(est, k) for k in shared if hasattr(est, k)}, random_state=seed)
     member.seed_ = seed
@@ -977,9 +974,9 @@ def _as_member(kind, est, grown, tree_of, seed):
     member._grown = None
     return member
 
-# %% ../nbs/60_trees.ipynb #76823b72
+# %% ../nbs/60_trees.ipynb #9cfd0ecc
 def _score_out_of_bag(est, X, y, left_out):
-    "Predict each row by the trees that did not see it: `oob_prediction_` or `oob_decision_function_`, and `oob_score_`."
+    "Predict each row by the trees that did not see it, and keep scikit-learn's `oob_` attributes."
     if not est.bootstrap:
         raise ValueError("oob_score needs bootstrap=True: without it every tree sees every row")
     if est.n_outputs_ > 1:
@@ -989,7 +986,7 @@ def _score_out_of_bag(est, X, y, left_out):
     votes = np.zeros(len(X))
     for tree, rows in zip(est.estimators_, left_out):
         if len(rows):
-            total[rows] += tree.predict_proba(X[rows]) if classify else tree.predict(X[rows])[:, None]
+            total[rows] += tree.tree_.predict(X[rows])[:, : total.shape[1]]
             votes[rows] += 1
     seen = votes > 0
     mean = np.full(total.shape, np.nan)
@@ -1166,9 +1163,9 @@ SQUARED = _Losses(
 LOGISTIC = _Losses(_logistic, lambda score, y: np.logaddexp(0, np.where(y > 0, -score, score))[:, 0])
 SOFTMAX = _Losses(_softmax, lambda score, y: logsumexp(score, axis=1) - (score * y).sum(1))
 
-# %% ../nbs/60_trees.ipynb #4e47880a
+# %% ../nbs/60_trees.ipynb #f7d6f111
 def _boost(est, X, rows, y, start, loss):
-    "Newton boosting on rows of positive weight; trees (rounds, K), and the loss of held-out rows if rounds may stop early."
+    "Newton boosting; trees (rounds, K), and the loss of held-out rows if rounds may stop early."
     held = np.zeros(len(rows.X), bool)
     if est.n_iter_no_change is not None:
         held = keyed_uniform(est.seed_, row_keys(rows.X), "held out") < est.validation_fraction
@@ -1189,7 +1186,7 @@ def _boost(est, X, rows, y, start, loss):
             losses.append(np.average(loss.loss(score[held], y[held]), weights=rows.weights[held]))
     return np.array(trees, object).reshape(len(trees), -1), np.array(losses)
 
-# %% ../nbs/60_trees.ipynb #43086b2b
+# %% ../nbs/60_trees.ipynb #5884739a
 def _boosted_tree(est, table, settings, weights, gradient, curvature, place):
     "The tree of one round and class."
     seed = int(hash_key(est.seed_, "round", *place) >> np.uint64(33))
@@ -1354,7 +1351,7 @@ class StableGradientBoostingClassifier(ClassifierMixin, _Boosting):
         return self.classes_[best]
 
     def to_sklearn(self) -> BaseEstimator:  # `GradientBoostingClassifier`, fitted
-        "The same model as scikit-learn's own class, for tools that know no other, such as SHAP's TreeExplainer."
+        "The same model as scikit-learn's own class, for tools that know no other, such as SHAP."
         start = DummyClassifier(strategy="prior").fit(np.zeros((len(self.classes_), 1)), self.classes_)
         odds = np.append(0, self.start_) if len(self.classes_) == 2 else self.start_
         start.class_prior_ = softmax(odds)
@@ -1414,6 +1411,6 @@ class StableGradientBoostingRegressor(RegressorMixin, _Boosting):
             yield raw[:, 0]
 
     def to_sklearn(self) -> BaseEstimator:  # `GradientBoostingRegressor`, fitted
-        "The same model as scikit-learn's own class, for tools that know no other, such as SHAP's TreeExplainer."
+        "The same model as scikit-learn's own class, for tools that know no other, such as SHAP."
         start = DummyRegressor(strategy="constant", constant=self.start_[0])
         return _plain_boosting(self, GradientBoostingRegressor, start.fit(np.zeros((1, 1)), self.start_))
