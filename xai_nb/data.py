@@ -647,9 +647,10 @@ SHIFTS = ("none", "blur", "contrast", "noise", "dark")
 
 def _nuclei(n: int, seed: int, y: np.ndarray) -> dict[str, Tensor]:
     "Place, size, outline and mottling of four nuclei a picture; irregularity overlaps between the classes."
-    draw = lambda what, *shape: torch.from_numpy(
-        keyed_uniform(seed, what, *np.indices((n, 4, *shape), sparse=True))
-    )
+
+    def draw(what: str, *shape: int) -> Tensor:
+        return torch.from_numpy(keyed_uniform(seed, what, *np.indices((n, 4, *shape), sparse=True)))
+
     wild = torch.from_numpy(y)[:, None] * 0.16 + draw("wild") * 0.14
     return {
         "x": (torch.tensor([0.28, 0.72, 0.28, 0.72]) + (draw("x") - 0.5) * 0.16),
@@ -669,12 +670,12 @@ def _draw_nuclei(size: int, shape: dict[str, Tensor]) -> Tensor:
     angle = torch.atan2(dy, dx)
     outline = torch.ones_like(angle)
     for wave in range(3):
-        height, phase = shape["waves"][..., wave, None, None], shape["phase"][..., wave, None, None]
+        height = shape["waves"][..., wave, None, None]
+        phase = shape["phase"][..., wave, None, None]
         outline = outline + height * torch.cos((wave + 3) * angle + phase)
     inside = ((shape["radius"][..., None, None] * outline - torch.hypot(dx, dy)) * size + 0.5).clamp(0, 1)
-    mottle = torch.sin(40 * dx + shape["phase"][..., 0, None, None]) * torch.sin(
-        40 * dy + shape["phase"][..., 1, None, None]
-    )
+    stripes = shape["phase"][..., None, None]
+    mottle = torch.sin(40 * dx + stripes[..., 0, :, :]) * torch.sin(40 * dy + stripes[..., 1, :, :])
     ink = inside * (0.6 + shape["mottled"][..., None, None] * mottle)
     return (0.9 - ink.amax(1)).clamp(0, 1)
 
@@ -715,10 +716,27 @@ def _breakhis_patient(path: Path) -> str:
     "The patient in a file name such as SOB_B_A-14-22549AB-40-001.png."
     parts = path.stem.split("-")
     if len(parts) != 5:
-        raise ValueError(
-            f"{path.name} is not named as in BreaKHis, for example SOB_B_A-14-22549AB-40-001.png"
-        )
+        raise ValueError(f"{path.name} has no BreaKHis name such as SOB_B_A-14-22549AB-40-001.png")
     return f"{parts[1]}-{parts[2]}"
+
+
+def breakhis(
+    root: str | Path,  # The unpacked set, with folders benign and malignant somewhere below
+    *,
+    magnification: int = 40,  # 40, 100, 200 or 400
+    size: int = 96,  # Side after resizing, pixels
+    test: float = 0.3,  # Share of patients in the test part, 0 ... 1
+    seed: int = 0,  # Of the choice of patients
+) -> tuple[Images, Images]:  # Training and test pictures of different patients; classes 0 benign, 1 malignant
+    "BreaKHis breast tissue (Spanhol et al. 2016), split by patient."
+    files = sorted(p for p in Path(root).rglob("SOB_*.png") if f"-{magnification}-" in p.name)
+    if not files:
+        raise DataNotFound(f"no BreaKHis pictures of magnification {magnification} under {root}")
+    patients = np.array([_breakhis_patient(p) for p in files])
+    held_out = keyed_uniform(seed, "patient", _text_keys(patients)) < test
+    prepare = Preparation(size, size)
+    parts = [[f for f, h in zip(files, held_out) if h == part] for part in (False, True)]
+    return _breakhis_part(parts[0], prepare), _breakhis_part(parts[1], prepare)
 
 # %% ../nbs/01_data.ipynb #5ffe18d5
 def breakhis(
@@ -776,6 +794,26 @@ def pcam(
         torch.from_numpy(labels).long(),
         names=("normal", "tumour"),
     )
+
+# %% ../nbs/01_data.ipynb #d695ae77
+def pcam(
+    root: str | Path,  # Folder with camelyonpatch_level_2_split_*_x.h5 and _y.h5
+    part: str = "train",  # "train", "valid" or "test"
+    *,
+    limit: int | None = None,  # Read only the first pictures
+) -> Images:  # (n 3 96 96), classes 0 normal, 1 tumour; needs h5py
+    "PatchCamelyon (Veeling et al. 2018) from its HDF5 files."
+    if part not in ("train", "valid", "test"):
+        raise ValueError(f"part is {part!r}, expected 'train', 'valid' or 'test'")
+    paths = [Path(root) / f"camelyonpatch_level_2_split_{part}_{kind}.h5" for kind in "xy"]
+    for path in paths:
+        if not path.is_file():
+            raise DataNotFound(f"no file {path}")
+    h5py = need_package("h5py", "bench")
+    with h5py.File(paths[0]) as x, h5py.File(paths[1]) as y:
+        pictures = torch.from_numpy(x["x"][:limit]).permute(0, 3, 1, 2).float() / 255
+        labels = torch.from_numpy(y["y"][:limit].reshape(-1)).long()
+    return Images(pictures, labels, names=("normal", "tumour"))
 
 # %% ../nbs/01_data.ipynb #ae67819a
 import hashlib

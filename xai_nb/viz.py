@@ -844,16 +844,17 @@ def direction_rgb(
 
 # %% ../nbs/05_viz.ipynb #0eab9b80
 def show_network(
-    rounds: Sequence[tuple[np.ndarray, np.ndarray]],  # Senders and receivers of each of 1 ... 5 rounds
+    rounds: Sequence[tuple[np.ndarray, np.ndarray]],  # Senders and receivers of each round, 1 ... 5 rounds
     weights: np.ndarray,  # What each client holds in that round, (panels, N), 0 or more; 1 is the usual disc
     *,
-    lost: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,  # Those that never arrive
+    lost: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,  # Messages of each round that never arrive
     titles: Sequence[str] = (),  # One a panel
 ) -> Picture:  # Closed figure; ValueError if the numbers of panels differ
     "A network over some rounds: arrows for messages, discs as large as what the clients hold."
     weights = np.atleast_2d(_numbers(weights))
     if len(weights) != len(rounds) or not 1 <= len(rounds) <= 5:
-        raise ValueError(f"{len(rounds)} rounds, weights {weights.shape}; give one row a round, at most 5")
+        got = f"{len(rounds)} rounds with weights of shape {weights.shape}"
+        raise ValueError(f"{got}; give one row a round, at most 5")
     angle = np.pi / 2 - 2 * np.pi * np.arange(weights.shape[1]) / weights.shape[1]
     places = np.stack([np.cos(angle), np.sin(angle)], 1)
     with _style():
