@@ -219,7 +219,7 @@ def _doubts(results: Sequence[RegressionCAM], abs_activations: bool) -> list[str
             )
     return doubts
 
-# %% ../nbs/30_moram.ipynb #d91dc05b
+# %% ../nbs/30_moram.ipynb #63b043de
 Layer = str | nn.Module
 
 
@@ -237,7 +237,7 @@ def regression_cam(
     progress: str | bool | None = None,
 ) -> RegressionCAM: ...
 
-# %% ../nbs/30_moram.ipynb #95c85515
+# %% ../nbs/30_moram.ipynb #91da98a4
 @overload
 def regression_cam(
     model: nn.Module,
@@ -252,7 +252,7 @@ def regression_cam(
     progress: str | bool | None = None,
 ) -> list[RegressionCAM]: ...
 
-# %% ../nbs/30_moram.ipynb #605e921c
+# %% ../nbs/30_moram.ipynb #b0fa5735
 def regression_cam(
     model: nn.Module,  # Any module; left as found
     x: Tensor,  # Input, (B C *S), one to three spatial axes; raises NonFiniteError on NaN
@@ -272,7 +272,7 @@ def regression_cam(
         raise ValueError(
             "layer is an empty list; name at least one layer, or leave it out for the last spatial one"
         )
-    wanted = layer if several else [spatial_layer(model, x) if layer is None else layer]
+    wanted = layer if several else [layer or spatial_layer(model, x)]
     names = [one if isinstance(one, str) else find_layer(model, one)[0] for one in wanted]
     target = check_target(target, len(x))
     chunk = lambda xs, ts: _explain(model, xs, names, ts, reshape, abs_activations, return_activations)
@@ -287,7 +287,7 @@ def regression_cam(
         warnings.warn(doubt, stacklevel=2)
     return results if several else results[0]
 
-# %% ../nbs/30_moram.ipynb #d9f904f5
+# %% ../nbs/30_moram.ipynb #fe7a224c
 def _check_input(model: nn.Module, x: Tensor) -> None:
     "Refuse what no layer can take."
     if not isinstance(model, nn.Module):
@@ -296,8 +296,6 @@ def _check_input(model: nn.Module, x: Tensor) -> None:
         raise TypeError(f"x is {type(x).__name__}, expected a tensor; pass torch.as_tensor(x)")
     if x.ndim > 2 and not x.is_floating_point():
         raise TypeError(f"x is {x.dtype}, expected floating point; pass for example x.float() / 255")
-    if not len(x):
-        raise ValueError(f"x has shape {tuple(x.shape)} and holds no example; pass at least one")
     check_finite("the input", x)
 
 
@@ -315,7 +313,7 @@ def _token_doubt(model: nn.Module, x: Tensor, names: Sequence[str]) -> str:
         )
     return ""
 
-# %% ../nbs/30_moram.ipynb #1c51f1b0
+# %% ../nbs/30_moram.ipynb #d94bc07b
 def _explain(
     model: nn.Module,
     x: Tensor,
@@ -342,12 +340,12 @@ def _explain(
     for name, one, g in zip(names, a, grads):
         one, g = (_features(t.detach(), name, x.ndim, reshape) for t in (one, g))
         kept = {"activations": one} if keep else {}
-        with torch.autocast(x.device.type, enabled=False):  # maps are at least float32
-            maps = _all_maps(one, g, abs_activations)
-        found.append(dict(output=check_finite("the output", y.detach()), **maps, **kept))
+        found.append(
+            dict(output=check_finite("the output", y.detach()), **_all_maps(one, g, abs_activations), **kept)
+        )
     return found
 
-# %% ../nbs/30_moram.ipynb #b572ad5d
+# %% ../nbs/30_moram.ipynb #eeb6d53b
 def _check_positions(a: Tensor, name: str, x: Tensor, reshape: Callable | None) -> None:
     "A feature map must have positions, and as many examples as the input."
     if len(_features(a.detach(), name, x.ndim, reshape)) != len(x):
