@@ -7,6 +7,7 @@ their text is not compared. Settings, all by environment:
     NB_FLAGS="slow cuda"   run the cells with these flags too
     NB_TIMEOUT=600         seconds of wall time a page may take
     NB_WORKERS=2           pages at a time
+    NB_PROCESSOR=plain     compute as a processor without AVX would, with two threads: the outputs must not change
 
 On Linux the children are forked from a small server that has imported torch and friends once and has no threads. macOS
 and Windows cannot fork such a process safely: there each child starts afresh (spawn), some seconds a page.
@@ -41,6 +42,17 @@ CPU_LIMIT = 30.0  # CPU seconds of a quick run; a warning over it, a failure ove
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 PRELOAD = ["torch", "torchvision", "sklearn", "matplotlib.pyplot", "pandas", "pytest", "nbdev.process", "execnb.shell"]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "IN_TEST": "1"}
+PLAIN = {  # instructions that every x86-64 processor has, in PyTorch, MKL, oneDNN and OpenBLAS
+    "ATEN_CPU_CAPABILITY": "default",
+    "MKL_CBWR": "COMPATIBLE",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "OPENBLAS_CORETYPE": "Nehalem",
+    "OMP_NUM_THREADS": "2",
+}
+THREADS = 1
+if os.environ.get("NB_PROCESSOR") == "plain":
+    ENVIRONMENT |= PLAIN
+    THREADS, QUICK = 2, False
 
 
 class Page(NamedTuple):
@@ -61,7 +73,7 @@ def run_page(path, answer):
     import torch
 
     pandas.set_option("display.max_columns", 20)  # as in a notebook; elsewhere the width of the terminal decides
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     start = cpu_seconds()
     os.chdir(path.parent)
     sys.path.insert(0, str(ROOT))

@@ -5,7 +5,8 @@
 # %% ../nbs/00_core.ipynb #7ff944e8
 from __future__ import annotations
 
-import contextlib, difflib, gc, importlib, inspect, json, os, platform, random, statistics, sys, time
+import contextlib, ctypes, difflib, gc, importlib, inspect, json, os, platform, random
+import statistics, sys, threading, time, weakref
 import multiprocessing as mp
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from tqdm.auto import tqdm
 # %% auto #0
 __all__ = ['lazy_module', 'LayerError', 'NonFiniteError', 'DataNotFound', 'UnsupportedOp', 'check_finite', 'need_package',
            'current_scale', 'best_device', 'versions', 'device_name', 'scale', 'seed_all', 'splitmix64', 'hash_key',
-           'keyed_uniform', 'row_keys', 'eval_mode', 'unwrap_output', 'resolve_target', 'check_target', 'call_model',
-           'uncompiled', 'find_layer', 'capture', 'watch_calls', 'progress', 'in_chunks', 'cut_rows', 'Timing',
-           'timed_ratio', 'peak_memory', 'results_folder', 'save_result', 'load_results']
+           'keyed_uniform', 'row_keys', 'model_lock', 'eval_mode', 'full_precision', 'unwrap_output', 'resolve_target',
+           'check_target', 'tensors_in', 'call_model', 'uncompiled', 'find_layer', 'capture', 'watch_calls', 'progress',
+           'in_chunks', 'cut_rows', 'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result',
+           'load_results', 'check_positive']
 
 # %% ../nbs/00_core.ipynb #b924d6f2
 class _LazyModule:
@@ -242,19 +244,42 @@ def row_keys(
     copy[order] = np.arange(len(X)) - np.maximum.accumulate(np.where(start, np.arange(len(X)), 0))
     return hash_key(h, copy)
 
+# %% ../nbs/00_core.ipynb #f1699df7
+_LOCKS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> its lock
+_LOCKS_LOCK = threading.Lock()
+
+
+def model_lock(
+    model: torch.nn.Module,  # Any module
+) -> threading.RLock:  # The same lock for the same model
+    "The lock that explainers hold while they change a model's flags and hooks."
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(model, threading.RLock())
+
 # %% ../nbs/00_core.ipynb #aebd26e6
 @contextlib.contextmanager
 def eval_mode(
     model: torch.nn.Module,  # Any module
 ) -> Iterator[torch.nn.Module]:  # The same module, in eval mode inside the `with`
-    "Run in eval mode; every module's own flag comes back, also after an exception."
-    flags = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for m, flag in flags:
-            m.training = flag
+    "Run in eval mode; every module's own flag comes back, also after an exception; other threads wait."
+    with model_lock(model):
+        flags = [(m, m.training) for m in model.modules()]
+        model.eval()
+        try:
+            yield model
+        finally:
+            for m, flag in flags:
+                m.training = flag
+
+# %% ../nbs/00_core.ipynb #af0e8eac
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:  # A context
+    "Autocast off, on every device where it is on."
+    with contextlib.ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 # %% ../nbs/00_core.ipynb #7e6e7809
 def unwrap_output(
@@ -326,9 +351,7 @@ def _wrong_output(y: torch.Tensor) -> str:
 def check_target(
     target: Target,  # As the user gave it
     n: int,  # Number of examples
-) -> (
-    Target
-):  # A sequence or array as a tensor (n,), to be cut with its batch; an index, a callable or None as it is
+) -> Target:  # A sequence or array as a tensor (n,), to be cut like the batch; anything else as it is
     "What to do with a target before a batch is cut: afterwards nobody sees that its length was wrong."
     if target is None or callable(target):
         return target
@@ -345,7 +368,7 @@ def check_target(
 # %% ../nbs/00_core.ipynb #bb84e987
 def _from_callable(output: Any, target: Callable, rows: torch.Tensor | None) -> torch.Tensor:
     "Apply a user's target to what the model returned, and check that it gives one number per example."
-    sizes = {len(t) for t in _tensors(output) if t.ndim}
+    sizes = {len(t) for t in tensors_in(output) if t.ndim}
     if rows is not None:
         sizes = {len(rows)}
     if _wants_rows(target):
@@ -365,14 +388,16 @@ def _from_callable(output: Any, target: Callable, rows: torch.Tensor | None) -> 
     return out
 
 # %% ../nbs/00_core.ipynb #fe808a83
-def _tensors(output: Any) -> list[torch.Tensor]:
-    "All tensors in an output, however nested."
+def tensors_in(
+    output: Any,  # Tensor, tuple, list, dict, or an object with `.logits`
+) -> list[torch.Tensor]:  # All tensors in it, however nested
+    "The tensors of an output."
     if isinstance(output, torch.Tensor):
         return [output]
     if isinstance(output, Mapping):
         output = list(output.values())
     if isinstance(output, (tuple, list)):
-        return [t for part in output for t in _tensors(part)]
+        return [t for part in output for t in tensors_in(part)]
     return [output.logits] if isinstance(getattr(output, "logits", None), torch.Tensor) else []
 
 
@@ -475,21 +500,23 @@ def _find_site(model: torch.nn.Module, layer: str | torch.nn.Module) -> _Site:
 def capture(
     model: torch.nn.Module,  # Any module
     x: torch.Tensor,  # Input batch, (B ...)
-    layer: str
-    | torch.nn.Module
-    | Sequence[str | torch.nn.Module],  # Name, "name#call", "path.function()", module; or a list
+    layer: Any,  # Name, "name#call", "path.function()", or a module; or a list of such
     *,
     cut: bool = True,  # Cut the graph at the layer (one layer only); False: record the whole forward
     extra: Any = (),  # More inputs, as in `call_model`
-) -> tuple[
-    Any, torch.Tensor | list[torch.Tensor]
-]:  # Output with graph, and the layer's output, which requires grad
+) -> tuple[Any, Any]:  # Output with graph; and the layer's output, which requires grad, or a list of them
     "The output in eval mode with the activation of `layer`, ready for `torch.autograd.grad`."
     model = uncompiled(model)
     several = isinstance(layer, (list, tuple))
     taps = [_Tap(_find_site(model, one), cut and not several) for one in (layer if several else [layer])]
     recording = torch.no_grad() if taps[0].cut else torch.enable_grad()
-    with torch.inference_mode(False), eval_mode(model), contextlib.ExitStack() as stack, recording:
+    with (
+        torch.inference_mode(False),
+        full_precision(),
+        eval_mode(model),
+        contextlib.ExitStack() as stack,
+        recording,
+    ):
         for tap in taps:
             tap.place(stack)
         if x.is_inference():
@@ -502,7 +529,7 @@ def capture(
 
 # %% ../nbs/00_core.ipynb #144fa22d
 class _Tap:
-    "Keeps the output of one call and hands on a clone, so that no later in-place operation changes what was kept."
+    "Keeps the output of one call and hands on a clone, which in-place operations may change."
 
     def __init__(self, site: _Site, cut: bool):
         self.site = site
@@ -539,7 +566,7 @@ class _Tap:
         if not isinstance(self.kept, torch.Tensor) or not self.kept.is_floating_point():
             got = type(self.kept).__name__
             raise LayerError(
-                f"layer {self.site.name!r} returned {got}; pass a layer that returns one floating-point tensor"
+                f"layer {self.site.name!r} returned {got}; pass one that returns a tensor of floats"
             )
         return self.kept
 
@@ -705,6 +732,8 @@ def _peak_in_child(fn: Callable[[], Any], pipe: Any) -> None:
         if "torch" in sys.modules:
             torch.set_num_threads(1)
         gc.collect()
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed would be used again, unseen
         Path("/proc/self/clear_refs").write_text("5")
         start = _resident("VmRSS")
         fn()
@@ -784,3 +813,15 @@ def load_results(
     "Read `nbs/results/<topic>.json`."
     path = results_folder() / f"{topic}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+# %% ../nbs/00_core.ipynb #45568c73
+def check_positive(
+    name: str,  # Of the parameter, for the message
+    value: Any,  # What the user gave
+) -> float:  # A plain float, also from NumPy and 0-d tensors; ValueError unless positive and finite
+    "Refuse a width or a sharpness that is no positive number."
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+        raise ValueError(f"{name} is {value!r}; expected a positive finite number")
+    return float(value)
