@@ -481,13 +481,18 @@ def differing_nodes(
         elif leaf:
             same = not labels or p.label[i] == q.label[j]
         else:
-            same = p.feature[i] == q.feature[j] and p.missing_left[i] == q.missing_left[j]
-            same = same and (not thresholds or p.threshold[i] == q.threshold[j])
+            same = _same_split(p, i, q, j, thresholds)
         if not same:
             found.append((int(i), int(j), k))
         elif not leaf:
             queue += [(p.left[i], q.left[j], k + 1), (p.right[i], q.right[j], k + 1)]
     return found
+
+# %% ../nbs/60_trees.ipynb #6385f1fc
+def _same_split(p, i, q, j, thresholds):
+    "Whether two inner nodes ask the same."
+    same = p.feature[i] == q.feature[j] and p.missing_left[i] == q.missing_left[j]
+    return same and (not thresholds or p.threshold[i] == q.threshold[j])
 
 # %% ../nbs/60_trees.ipynb #9d00ca61
 def node_weight(
@@ -611,7 +616,7 @@ def leave_one_out(
         node[i] = found[0][0] if found else -1
     return LeaveOneOut(full, distance, node, refit)
 
-# %% ../nbs/60_trees.ipynb #bf2c697c
+# %% ../nbs/60_trees.ipynb #4e42d3df
 def _has_weight(model, y, sample_weight):
     "The rows that a fit looks at: those of positive weight, the class weight included, (B,)."
     w = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, float)
@@ -633,7 +638,7 @@ def _walk_deletions(full, X, y, sample_weight):
     distance = np.where(node < 0, 0.0, node_weight(grown.nodes.depth[node], depth))
     return node, distance, refit
 
-# %% ../nbs/60_trees.ipynb #2ab6e2a9
+# %% ../nbs/60_trees.ipynb #de49ed91
 def _rows_to_refit(model, X, y, sample_weight):
     "Rows that need a refit: they move the grid or take a class along; all, if the tree is cut."
     present = _has_weight(model, y, sample_weight)
@@ -655,7 +660,7 @@ def _rows_to_refit(model, X, y, sample_weight):
             refit |= np.bincount(code)[code] == 1
     return refit
 
-# %% ../nbs/60_trees.ipynb #10de72b3
+# %% ../nbs/60_trees.ipynb #020c8306
 def _limits_move(model, n):
     "Whether one row less changes limits or pruning for the whole tree."
     cut = model.ccp_alpha > 0 or model.max_leaf_nodes is not None or model.min_impurity_decrease > 0
@@ -714,7 +719,7 @@ def average_sensitivity(
     values = np.array(Parallel(n_jobs)(delayed(one)(r) for r in bar))
     return _summary(values, exact=k == 1 and len(rows) == len(y))
 
-# %% ../nbs/60_trees.ipynb #8054a260
+# %% ../nbs/60_trees.ipynb #869f5c98
 def _check_deletions(k, n_draws, n):
     "Raise ValueError for deletions that cannot be made, or of which there are too few."
     if not 1 <= k < n:
@@ -734,7 +739,7 @@ def _rows_to_delete(n, k, n_draws, seed):
         return rng.choice(n, min(n_draws, n), replace=False)[:, None]
     return [rng.choice(n, k, replace=False) for _ in range(n_draws)]
 
-# %% ../nbs/60_trees.ipynb #fe6506c5
+# %% ../nbs/60_trees.ipynb #d2f719b9
 def _summary(values, exact):
     "Mean and interval of the distances of some deletions."
     mean = float(values.mean())
@@ -742,7 +747,7 @@ def _summary(values, exact):
         return Sensitivity(mean, mean, mean, values, exact)
     return Sensitivity(mean, *_interval_of_mean(values), values, exact)
 
-# %% ../nbs/60_trees.ipynb #eaf31c90
+# %% ../nbs/60_trees.ipynb #c173f016
 def _interval_of_mean(values, alpha=0.05, n_candidates=500):
     "Interval of the mean by betting (Waudby-Smith, Ramdas 2024): valid in [0, 1], also if most are 0."
     n = len(values)
@@ -789,7 +794,7 @@ def sensitivity_report(
     by_row = pd.DataFrame(_columns_by_row(loo))
     return SensitivityReport(loo.mean, by_depth, by_row, int(loo.refitted.sum()))
 
-# %% ../nbs/60_trees.ipynb #26394dfc
+# %% ../nbs/60_trees.ipynb #bf79d26a
 def _columns_by_row(loo):
     "What the deletion of each row that matters changes."
     tree = loo.model.tree_
@@ -974,7 +979,7 @@ def _as_member(kind, est, grown, tree_of, seed):
     member._grown = None
     return member
 
-# %% ../nbs/60_trees.ipynb #9cfd0ecc
+# %% ../nbs/60_trees.ipynb #96fee258
 def _score_out_of_bag(est, X, y, left_out):
     "Predict each row by the trees that did not see it, and keep scikit-learn's `oob_` attributes."
     if not est.bootstrap:
@@ -1163,7 +1168,7 @@ SQUARED = _Losses(
 LOGISTIC = _Losses(_logistic, lambda score, y: np.logaddexp(0, np.where(y > 0, -score, score))[:, 0])
 SOFTMAX = _Losses(_softmax, lambda score, y: logsumexp(score, axis=1) - (score * y).sum(1))
 
-# %% ../nbs/60_trees.ipynb #f7d6f111
+# %% ../nbs/60_trees.ipynb #cbe046ac
 def _boost(est, X, rows, y, start, loss):
     "Newton boosting; trees (rounds, K), and the loss of held-out rows if rounds may stop early."
     held = np.zeros(len(rows.X), bool)
@@ -1186,7 +1191,7 @@ def _boost(est, X, rows, y, start, loss):
             losses.append(np.average(loss.loss(score[held], y[held]), weights=rows.weights[held]))
     return np.array(trees, object).reshape(len(trees), -1), np.array(losses)
 
-# %% ../nbs/60_trees.ipynb #5884739a
+# %% ../nbs/60_trees.ipynb #be64047e
 def _boosted_tree(est, table, settings, weights, gradient, curvature, place):
     "The tree of one round and class."
     seed = int(hash_key(est.seed_, "round", *place) >> np.uint64(33))
