@@ -689,21 +689,21 @@ def _path(engine: _Engine) -> str:
         frame = frame.f_back
     return ""
 
-# %% ../nbs/08_lrp.ipynb #79c6d23a
+# %% ../nbs/08_lrp.ipynb #d2d9f168
 def _check(engine: _Engine, t: Tensor, op: str) -> None:
     "Every tensor with a graph must come from the table, and must not have been changed behind a view."
     tag = _tag(t)
     if tag is not None and t._version != tag.version:
         hint = "its input was changed in place through another view; use the out-of-place operation"
         raise _unsupported(engine, op, hint)
-    if _is_fixed(t) and op not in _SCALING:
+    if _is_fixed(t) and op not in _SCALING | _QUESTIONS:
         hint = "a statistic that is held fixed (a norm, a deviation, an inverse) may only scale a signal"
         raise _unsupported(engine, op, hint)
     if t.grad_fn is not (tag and tag.graph):
         hint = "a custom autograd function, scripted or compiled module hides its operations"
         raise _unsupported(engine, t.grad_fn.name(), hint)
 
-# %% ../nbs/08_lrp.ipynb #d00021d0
+# %% ../nbs/08_lrp.ipynb #8462e3f9
 def _still_fixed(engine: _Engine, func: Callable, name: str, out: Any, args: tuple, kwargs: dict) -> Any:
     "What becomes of a statistic that is held fixed: numbers may be added, it may be reshaped; nothing else."
     t = args[0]
@@ -718,11 +718,13 @@ def _still_fixed(engine: _Engine, func: Callable, name: str, out: Any, args: tup
         return _hold(
             out, _follow_reshape(t._lrp.samples, t.shape, out.shape) if engine.batch > 1 else _Samples()
         )
+    if name in ("mean", "sum", "amax") and _is_fixed(t):
+        return _hold(out, _reduced(t, out, *args[1:], **kwargs) if engine.batch > 1 else _Samples())
     if name in "to float double half bfloat16 contiguous clone type_as".split():
         return _hold(out, t._lrp.samples)
     raise _unsupported(engine, name, "a statistic that is held fixed may only scale a signal")
 
-# %% ../nbs/08_lrp.ipynb #a3a376db
+# %% ../nbs/08_lrp.ipynb #952c8833
 def _succeed(engine: _Engine, old: Tensor, new: Tensor, op: str) -> None:
     "Make the tensor that was to be changed point to the new one, and age all its views."
     if new is old:
@@ -771,11 +773,14 @@ def _detached(tree: Any) -> Any:
         return tuple(map(_detached, tree))
     return tree.detach() if isinstance(tree, Tensor) else tree
 
-# %% ../nbs/08_lrp.ipynb #147c8431
+# %% ../nbs/08_lrp.ipynb #29d457d2
 _NUMERIC = set("add sub rsub subtract neg pow rsqrt reciprocal rdiv maximum log".split())
 
 
 _SCALING = set("mul multiply div divide true_divide mul_ div_".split())
+
+
+_QUESTIONS = set("gt lt ge le eq ne greater less isnan isfinite".split())
 
 
 _BORROWERS = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
@@ -791,7 +796,7 @@ def _op_name(func: Callable) -> str:
         return func.__self__.__name__
     return name.strip("_") if name.startswith("__") else name
 
-# %% ../nbs/08_lrp.ipynb #19ffeb0d
+# %% ../nbs/08_lrp.ipynb #d081c485
 def _out_of_place(func: Callable, name: str, args: tuple, kwargs: dict) -> tuple[Callable, tuple, dict, bool]:
     "Turn add_, +=, relu(inplace=True) into operations without side effect; last: whether there was one."
     if getattr(func, "__module__", "") == "torch.nn.functional" and any(a is True for a in args):
@@ -1350,7 +1355,7 @@ def _normalize(engine, func, input, p=2.0, dim=1, eps=1e-12, out=None) -> Tensor
         raise _Lost
     return _pass(value, input, _tag(input).samples)
 
-# %% ../nbs/08_lrp.ipynb #ec0d2dc6
+# %% ../nbs/08_lrp.ipynb #0a831ff8
 def _fixed_map(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     "Average pooling, mean, sum, interpolation: linear with coefficients that are not negative."
     name = _op_name(func)
@@ -1374,7 +1379,7 @@ def _fixed_map(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwa
     back = _Shares(engine, name, [x], samples, transpose, [wide(x)], _denominator(engine, value, mass))
     return _mark(back.emit(value), samples, tag.nonnegative)
 
-# %% ../nbs/08_lrp.ipynb #d7fdcbf8
+# %% ../nbs/08_lrp.ipynb #13987dca
 def _check_axes(name: str, x: Tensor, args: tuple, kwargs: dict) -> None:
     "Raise _Lost where an operation that keeps all sizes would still mix samples."
     axis = _tag(x).samples.axis
@@ -1389,10 +1394,10 @@ def _check_axes(name: str, x: Tensor, args: tuple, kwargs: dict) -> None:
     if name in ("cumsum", "sort", "topk", "kthvalue") and isinstance(dim, int) and dim % x.ndim == axis:
         raise _Lost
 
-# %% ../nbs/08_lrp.ipynb #982b57f5
+# %% ../nbs/08_lrp.ipynb #7d84ab61
 def _reduced(x: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> _Samples:
     "Where the samples are after a mean, a sum or a pool; raises _Lost."
-    samples = _tag(x).samples
+    samples = _place_of(x)
     if value.ndim == x.ndim:
         if value.shape[samples.axis] != x.shape[samples.axis]:
             raise _Lost
