@@ -291,16 +291,14 @@ def linkage_from_levels(
 ) -> np.ndarray:  # Linkage matrix of scipy, (B - 1, 4)
     "The hierarchy for scipy. Without gains, a height counts splits left below, plus the share of all rows."
     B = len(levels)
-    depth = levels.shape[1] - 1
+    order = np.arange(B) if keys is None else np.argsort(keys)
     groups = {}
     heights = {}
     join = _Joiner(B)
     worth = lambda path: math.sqrt(2 * gain[path])
     lowest = 0.5 * min([worth(path) for path in gain], default=1.0) if gain is not None else 1.0
     for path in np.unique(levels[:, -1]):
-        rows = np.flatnonzero(levels[:, -1] == path)
-        if keys is not None:
-            rows = rows[np.argsort(keys[rows])]
+        rows = order[levels[order, -1] == path]
         node = _Branch(int(rows[0]), 1)
         for i in rows[1:]:
             node = join(node, _Branch(int(i), 1), lowest * (node.size + 1) / B)
@@ -310,7 +308,7 @@ def linkage_from_levels(
     for path in sorted(above, reverse=True):
         a = groups[2 * path]
         b = groups[2 * path + 1]
-        heights[path] = depth - path.bit_length() + 1 + (a.size + b.size) / B
+        heights[path] = levels.shape[1] - path.bit_length() + (a.size + b.size) / B
         if gain is not None:
             heights[path] = max(worth(path), heights[2 * path], heights[2 * path + 1])
         groups[path] = join(a, b, heights[path])
@@ -446,10 +444,7 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
         *,
         depth: int = 3,  # Levels of cuts
         epsilon: float = 0.1,  # Slack: 0 takes the best cut, infinity any cut; not a privacy budget
-        cuts: Sequence[str] = (
-            "balls",
-            "lines",
-        ),  # Families of candidates: "balls", "lines", "two_means", "spectral"
+        cuts: Sequence[str] = ("balls", "lines"),  # Families, also "two_means" and "spectral"
         criterion: str = "ward",  # What a cut is worth: "ward", the fall of the sum of squares, or "sparsity"
         n_landmarks: int = 32,  # Rows from which candidates start, those with the smallest keyed numbers
         min_fraction: float = 0.2,  # Smallest share of a cluster that a cut may take off

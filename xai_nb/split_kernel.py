@@ -943,29 +943,25 @@ def _mark_invalid(scores, f, count, rows, sides, least, offset, step):
 @_jit
 def _score(nodes, v, data, settings, features, most, room):
     "Score until `most` features can split: valid candidates, best score, features found, features seen."
-    total = nodes.mass[v]
-    weight = _node_weight(nodes, v, settings, data.starts)
-    step = _rounding_step(nodes, v, settings, data.starts, weight)
-    offset = _score_offset(total, settings, data.starts)
+    total, starts = nodes.mass[v], data.starts
+    weight = _node_weight(nodes, v, settings, starts)
+    step = _rounding_step(nodes, v, settings, starts, weight)
+    offset = _score_offset(total, settings, starts)
     least = (settings.min_rows_leaf, max(settings.min_weight_leaf, 1e-12 * weight))
     mass = room.below.mass
     scores = room.scores
-    left = room.sides.left
-    right = room.sides.right
-    valid_ones = 0
-    best = -np.inf
-    seen = 0
-    found = 0
+    sides = room.sides
+    valid_ones, best, seen, found = 0, -np.inf, 0, 0
     while seen < len(features) and found < most:
         f = features[seen]
         if settings.criterion == 3:
-            _score_targets(mass, f, total, settings.ridge, left, right, scores)
+            _score_targets(mass, f, total, settings.ridge, sides.left, sides.right, scores)
         else:
-            _score_classes(mass, f, total, settings.criterion, data.starts, room.sides, scores)
-        here = _mark_invalid(scores, f, room.below.count, nodes.count[v], room.sides, least, offset, step)
-        valid_ones += here[0]
-        best = max(best, here[1])
-        found += here[0] > 0
+            _score_classes(mass, f, total, settings.criterion, data.starts, sides, scores)
+        valid, top = _mark_invalid(scores, f, room.below.count, nodes.count[v], sides, least, offset, step)
+        valid_ones += valid
+        best = max(best, top)
+        found += valid > 0
         seen += 1
     return valid_ones, best, found, seen
 
