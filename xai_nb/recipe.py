@@ -96,7 +96,7 @@ def take_rows(
     universe = rows.ids[at] if alone else rows.universe
     return Rows(rows.x[at], rows.y[at], rows.ids[at], universe, weights)
 
-# %% ../nbs/09_recipe.ipynb #da15cf08
+# %% ../nbs/09_recipe.ipynb #20f366a7
 def row_noise(
     key: int,  # Of the epoch
     ids: np.ndarray,  # Numbers of the rows, (n,)
@@ -112,6 +112,7 @@ class _Batch(NamedTuple):
     x: Tensor  # (n ...)
     y: Tensor  # (n,)
     weights: Tensor | None  # (n,)
+    ids: np.ndarray  # Numbers of the rows, (n,)
 
     def __len__(self) -> int:
         "Rows in the batch."
@@ -141,7 +142,7 @@ class _Stream:
         "Once through the table."
         return _batches(self, batch_size, generator)
 
-# %% ../nbs/09_recipe.ipynb #b2e1db80
+# %% ../nbs/09_recipe.ipynb #a0c611da
 def _seats(rows: Rows) -> np.ndarray:
     "For every number of the original table the place of its row now, -1 if it is gone, (N,)."
     place = np.full(len(rows.universe), -1)
@@ -166,7 +167,8 @@ def _batch(stream: _Stream, at: np.ndarray, draw: int) -> _Batch:
     x = stream.x[at]
     if stream.augment is not None:
         x = stream.augment(x, row_noise(draw, stream.rows.ids[at]).to(x.device))
-    return _Batch(x, stream.y[at], None if stream.weights is None else stream.weights[at])
+    weights = None if stream.weights is None else stream.weights[at]
+    return _Batch(x, stream.y[at], weights, stream.rows.ids[at])
 
 # %% ../nbs/09_recipe.ipynb #4175ca75
 def _weigh(state: Any) -> None:
