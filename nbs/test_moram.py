@@ -190,3 +190,17 @@ def test_functional_relu(images):
     net = Functional()
     r = regression_cam(net, images, "relu()")
     assert_close(r.grad_ram.sum((1, 2)), r.output - net.head.bias.detach())
+
+
+def test_views_folded_into_the_batch_are_refused():
+    "Maps of another number of examples than the input has would belong to nobody."
+
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = gap_net()
+
+        def forward(self, x):
+            return self.net(x.flatten(0, 1)).reshape(len(x), -1).mean(1)
+
+    refused("folds an axis into the batch", lambda: regression_cam(Views(), torch.rand(2, 4, 1, 12, 12), "net.1"))

@@ -7,10 +7,10 @@ __all__ = ['EQUATION', 'FRAME', 'COMMITTED', 'INDEX', 'BAR', 'LRP', 'MODEL_HELP'
            'find_pages', 'page_lines', 'list_pages', 'cell_flags', 'page_claim', 'page_headline', 'shorten',
            'kernel_environment', 'skipped_flags', 'Execution', 'execute', 'save_page', 'reader_cells', 'set_equations',
            'save_html', 'PageRun', 'Order', 'describe_run', 'run_page', 'html_name', 'read_records', 'table',
-           'save_index', 'run_pages', 'processors', 'check_folder', 'make_folder', 'find_device', 'mistakes', 'Method',
-           'methods', 'compute_map', 'Network', 'load_network', 'Explained', 'Answer', 'read_answer', 'explain_picture',
-           'read_upright', 'explain', 'about_explained', 'describe', 'check_pictures', 'name_files', 'readme',
-           'write_readme', 'parser', 'main']
+           'save_index', 'run_pages', 'processors', 'check_folder', 'make_folder', 'new_folder', 'find_device',
+           'mistakes', 'Method', 'methods', 'compute_map', 'Network', 'load_network', 'Explained', 'Answer',
+           'read_answer', 'explain_picture', 'read_upright', 'explain', 'about_explained', 'describe', 'check_pictures',
+           'name_files', 'write_report', 'run_hypergrad', 'readme', 'write_readme', 'parser', 'call_command', 'main']
 
 # %% ../nbs/06_cli.ipynb #63d51f51
 import argparse
@@ -96,10 +96,11 @@ def page_lines() -> dict[str, str]:  # Page such as "30_moram" to its one line, 
 def list_pages() -> int:  # Exit status 0
     "Print the pages: topics first, then what they are built on."
     lines = page_lines()
-    for title, wanted in [("Topics", True), ("Building blocks", False)]:
+    parts = {"Topics": ("10", "90"), "Building blocks": ("00", "10"), "For maintainers": ("90", "99")}
+    for title, (first, end) in parts.items():
         print(title)
         for page, line in lines.items():
-            if ("10" <= page[:2] <= "89") == wanted:
+            if first <= page[:2] < end:
                 print(f"  {page[3:]:<15} {line}")
     return 0
 
@@ -306,7 +307,12 @@ def _reader_cell(cell: Any, flags: set[str]) -> Any:
         return type(cell)(cell | {"source": set_equations(cell.source), "metadata": {}})
     fold = re.search(r"^#\|\s*code-fold:\s*(\w+)", cell.source, re.M)
     is_open = fold[1] in ("show", "false") if fold else "exports" in flags
-    title = "Source" if flags & {"export", "exports"} else "Code"
+    names = re.findall(r"^(?:def|class) (\w+)", cell.source, re.M)
+    title = (
+        "Source: " + (", ".join(names) or "imports and constants")
+        if flags & {"export", "exports"}
+        else "Code"
+    )
     source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip("\n")
     metadata = {} if is_open else {"fold": title}
     return type(cell)(cell | {"source": source, "metadata": type(cell)(metadata)})
@@ -344,7 +350,7 @@ FRAME = """{%- extends 'lab/index.html.j2' -%}
 math { overflow-x: auto; max-width: 100%; }
 </style>{%- endblock -%}
 {%- block body_header -%}{{ super() }}
-<p class="back"><a href="index.html">All pages of this folder</a></p>{%- endblock -%}
+<p class="back"><a href="index.html">&larr; All pages of this folder</a></p>{%- endblock -%}
 {%- block input_group -%}
 {%- if cell.metadata.fold -%}<details><summary>{{ cell.metadata.fold }}</summary>{{ super() }}</details>
 {%- else -%}{{ super() }}{%- endif -%}{%- endblock -%}
@@ -501,7 +507,8 @@ def table(
 INDEX = """<!doctype html><html lang="en"><meta charset="utf-8"><title>xai_nb runs</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>body {{ font: 16px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; }}
-td, th {{ text-align: left; padding: .4em .8em; vertical-align: top; border-bottom: 1px solid #ddd; }}
+td, th {{ text-align: left; padding: .4em .8em; vertical-align: top; }}
+td, th {{ overflow-wrap: anywhere; border-bottom: 1px solid #ddd; }}
 .error {{ color: #b00020; }} small {{ color: #555; }}</style><h1>Pages of xai_nb, as run here</h1>
 <table><tr><th>page<th>claim<th>headline figure<th>run</tr>
 {rows}
@@ -664,6 +671,21 @@ def make_folder(
     except OSError as e:
         raise CliError(f"--out {out} cannot be made: {e.strerror}") from e
 
+# %% ../nbs/06_cli.ipynb #39c4fd7d
+@contextmanager
+def new_folder(
+    out: Path,  # Folder to write to
+) -> Iterator[None]:  # A context; raises CliError if the folder cannot be made
+    "The output folder, made before anything is computed, and taken away again if nothing was written."
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    make_folder(out)
+    try:
+        yield
+    finally:
+        for folder in made:
+            with _ignored(OSError):
+                folder.rmdir()
+
 # %% ../nbs/06_cli.ipynb #11edd1b7
 def find_device(
     device: str | None,  # As the user gave it
@@ -824,7 +846,9 @@ def _own_network(name: str, weights: str | None) -> Network:
     from xai_nb.models import load_weights
 
     module, function = name.split(":", 1)
-    model = _import_from_here(module, function)()
+    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise CliError(f"--model {name}: expected package.module:factory")
+    model = _call(name, _import_from_here(module, function))
     if not isinstance(model, nn.Module):
         raise CliError(f"{name}() returned {type(model).__name__}, expected a torch module")
     if weights in ("pretrained", "random", "DEFAULT"):
@@ -834,6 +858,14 @@ def _own_network(name: str, weights: str | None) -> Network:
     return Network(load_weights(model, weights) if weights else model, Preparation(), None)
 
 # %% ../nbs/06_cli.ipynb #e77a81e9
+def _call(name: str, factory: Callable) -> Any:
+    "What the user's function returns; whatever it raises is one line."
+    try:
+        return factory()
+    except Exception as e:
+        raise CliError(f"{name}() failed: {type(e).__name__}: {_one_line(e)}") from e
+
+
 def _import_from_here(module: str, function: str) -> Callable:
     "A function of a module of the user."
     sys.path.insert(0, str(Path.cwd()))
@@ -920,11 +952,12 @@ class Explained:
     prediction: int | None  # Predicted class, None for a regression
     target: int | None  # Class that is explained, None for a regression
     value: float  # The explained output: a logit, or the regression's number
+    is_probability: bool  # Whether the value is a probability, since the model ends in a softmax
     layer: str | None  # Dotted name of the layer, None for a method without one
     residual: float | None  # See `residual_is` of the run
     top: Sequence[tuple[int, str, float]] = ()  # The five likeliest classes: index, name, probability
 
-
+# %% ../nbs/06_cli.ipynb #52dcc90a
 class Answer(NamedTuple):
     "What the model says about one picture, and which number of it is explained."
 
@@ -932,6 +965,9 @@ class Answer(NamedTuple):
     value: float  # The explained number
     predicted: int | None  # The likeliest class, None for a regression
     top: list[tuple[int, str, float]]  # The five likeliest classes
+    is_probability: bool = (
+        False  # Whether the model ends in a softmax, so that the explained number is a probability
+    )
 
 # %% ../nbs/06_cli.ipynb #93b63872
 def read_answer(
@@ -948,7 +984,7 @@ def read_answer(
         return Answer(None, value, None, [])
     predicted = y.argmax(1)
     chosen = predicted if target is None else predicted * 0 + target
-    return Answer(chosen, value, predicted.item(), _likeliest(y[0], classes))
+    return Answer(chosen, value, predicted.item(), _likeliest(y[0], classes), _is_distribution(y[0]))
 
 # %% ../nbs/06_cli.ipynb #b4b5f331
 def _likeliest(logits: Any, classes: Sequence[str] | None) -> list[tuple[int, str, float]]:
@@ -956,7 +992,9 @@ def _likeliest(logits: Any, classes: Sequence[str] | None) -> list[tuple[int, st
     shares = logits if _is_distribution(logits) else logits.softmax(0)
     best = shares.topk(min(5, len(shares)))
     named = (
-        classes if classes is not None and len(classes) == len(shares) else list(map(str, range(len(shares))))
+        classes
+        if classes is not None and len(classes) == len(shares)
+        else [f"class {i}" for i in range(len(shares))]
     )
     return [(i, named[i], round(p, 4)) for i, p in zip(best.indices.tolist(), best.values.tolist())]
 
@@ -991,7 +1029,8 @@ def explain_picture(
     raw = relevance.detach().cpu().float()
     target = None if answer.target is None else answer.target.item()
     names = (f"{stem}.png", f"{stem}.npy")
-    record = Explained(str(path), *names, answer.predicted, target, answer.value, layer, residual, answer.top)
+    explained = (answer.predicted, target, answer.value, answer.is_probability)
+    record = Explained(str(path), *names, *explained, layer, residual, answer.top)
     return (
         record,
         raw.numpy(),
@@ -1054,15 +1093,13 @@ def explain(
     network = load_network(args)
     stem = f"{_plain(args.model)}_{args.method}"
     pairs = name_files(args.images, stem)
-    with mistakes():
-        done = [
-            explain_picture(path, name, method, network, args) for path, name in progress(pairs, args.method)
-        ]
-    make_folder(args.out)
-    for record, raw, figure in done:
-        _save_picture(args.out, record, raw, figure)
-    report = about_explained(args, method, network) | {"pictures": [asdict(record) for record, *_ in done]}
-    _write_json(args.out / f"{stem}.json", report)
+    with new_folder(args.out), mistakes():
+        bar = progress(pairs, args.method)
+        done = [explain_picture(path, name, method, network, args) for path, name in bar]
+        for record, raw, figure in done:
+            _save_picture(args.out, record, raw, figure)
+        about = about_explained(args, method, network)
+        _write_json(args.out / f"{stem}.json", about | {"pictures": [asdict(record) for record, *_ in done]})
     print("\n".join(describe(record, args.out) for record, *_ in done))
     return 0
 
@@ -1105,6 +1142,10 @@ def describe(
         lines.append(f"  explained: the output, {record.value:.4g}")
     elif all(index != record.target for index, *_ in record.top):
         lines.append(f"  explained: class {record.target}, {record.value:.4g}")
+    if record.is_probability:
+        lines.append(
+            "  the model ends in a softmax: the map explains a probability, where a logit tells more"
+        )
     return "\n".join(lines)
 
 # %% ../nbs/06_cli.ipynb #c1171989
@@ -1175,6 +1216,49 @@ def _plain(model: str) -> str:
     "The name of a model as part of a file name."
     return re.sub(r"[^\w.-]+", "_", model)
 
+# %% ../nbs/06_cli.ipynb #f8dc5d76
+def write_report(
+    args: argparse.Namespace,  # What the parser found
+) -> int:  # Exit status 0; raises CliError
+    "The command `report`."
+    import torch
+
+    check_pictures(args)
+    _check_report(args)
+    network = load_network(args)
+    cut = torch.cat([read_upright(path, network.preparation) for path in args.images])
+    x = network.preparation(cut).to(_device_of(network.model))
+    page = importlib.import_module("xai_nb.decision").decision_page
+    about = dict(
+        names=[path.stem for path in args.images], classes=network.classes or (), model_name=args.model
+    )
+    how = dict(target=args.target, batch_size=args.batch_size, seed=args.seed, measurements=args.measurements)
+    with new_folder(args.out.parent), mistakes():
+        found = page(network.model, x, args.out, pictures=cut, **about, **how)
+    print(found.verdict)
+    print(f"page: {args.out}")
+    return 0
+
+# %% ../nbs/06_cli.ipynb #32bff7c8
+def _check_report(args: argparse.Namespace) -> None:
+    "The arguments of `report` that are not those of `explain`; raises CliError."
+    if args.out.suffix not in (".html", ".md"):
+        raise CliError(f"--out {args.out}: expected a file that ends in .html or .md")
+    if args.out.is_dir():
+        raise CliError(f"--out {args.out} is a folder, expected a file")
+    if args.batch_size < 1:
+        raise CliError(f"--batch-size {args.batch_size}: expected a number of pictures, at least 1")
+    check_folder(args.out.parent)
+
+
+def run_hypergrad(
+    args: argparse.Namespace,  # What the parser found
+) -> int:  # Exit status
+    "The command `hypergrad`: its module knows the rest of the line."
+    demo = importlib.import_module("xai_nb.hypergrad").demo
+    with mistakes():
+        return demo(args.rest)
+
 # %% ../nbs/06_cli.ipynb #8271a26f
 def readme(
     root: Path,  # The checkout
@@ -1218,8 +1302,15 @@ def parser() -> argparse.ArgumentParser:  # Of all sub-commands
     "The command line."
     top = _Parser(prog="xai_nb", description="Explain pictures, and run the pages of xai_nb.")
     top.add_argument("--version", action="version", version=f"xai_nb {_version()}")
-    commands = top.add_subparsers(dest="command", metavar="{explain,list,run}", required=True)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_explain(commands.add_parser("explain", help="explain pictures of yours"))
+    if importlib.util.find_spec("xai_nb.decision"):
+        _add_report(
+            commands.add_parser("report", help="how smooth an explanation may be: the page to decide on")
+        )
+    if importlib.util.find_spec("xai_nb.hypergrad"):
+        about = "a demonstration on a changing network: xai_nb hypergrad --demo"
+        _add_hypergrad(commands.add_parser("hypergrad", help=about, add_help=False))
     commands.add_parser("list", help="name the pages").set_defaults(call=lambda args: list_pages())
     _add_run(commands.add_parser("run", help="execute pages and write them, with an HTML page of each"))
     read = commands.add_parser("readme")
@@ -1280,10 +1371,30 @@ def _add_model(command: argparse.ArgumentParser, out: Path) -> None:
         "--classes", type=int, metavar="N", help="outputs of the model in the file; default: its usual number"
     )
     add("--device", metavar="D", help="for example cuda:0; default: cpu")
-    add("--out", type=Path, default=out, metavar="DIR", help=f"folder for what is written; default: {out}")
+    add("--out", type=Path, default=out, metavar="DIR", help=f"where things are written; default: {out}")
     _add_preparation(command)
 
+# %% ../nbs/06_cli.ipynb #f144ee3f
+def _add_report(command: argparse.ArgumentParser) -> None:
+    "Arguments of `report`."
+    command.set_defaults(call=write_report)
+    _add_model(command, Path("runs/report.html"))
+    add = command.add_argument
+    add(
+        "--target", type=int, metavar="T", help="class to explain; default: the predicted one of each picture"
+    )
+    add("--batch-size", type=int, default=16, metavar="N", help="pictures at a time; default: 16")
+    add("--seed", type=int, default=0, metavar="N", help="of the noise; default: 0")
+    add(
+        "--measurements", type=Path, metavar="FILE", help="keeps what was measured; read again if it is there"
+    )
 
+
+def _add_hypergrad(command: argparse.ArgumentParser) -> None:
+    "Arguments of `hypergrad`."
+    command.set_defaults(call=run_hypergrad, rest=[])
+
+# %% ../nbs/06_cli.ipynb #d1d95410
 def _add_preparation(command: argparse.ArgumentParser) -> None:
     "Arguments about the model's input; by default as the weights want it."
     add = command.add_argument
@@ -1303,13 +1414,24 @@ WEIGHTS_HELP = (
 )
 
 # %% ../nbs/06_cli.ipynb #0f733f9d
+def call_command(
+    argv: Sequence[str] | None,  # Arguments, None: those of the process
+) -> int:  # Exit status
+    "Read the arguments and do what they say; `hypergrad` reads its own."
+    args, rest = parser().parse_known_args(argv)
+    if rest and not hasattr(args, "rest"):
+        raise CliError(f"unrecognized arguments: {' '.join(rest)}; see xai_nb {args.command} --help")
+    if rest:
+        args.rest = rest
+    return args.call(args)
+
+
 def main(
     argv: Sequence[str] | None = None,  # Arguments, None: those of the process
 ) -> int:  # Exit status: 0; 1 if a page failed; 2 for a mistake in the arguments; 130 after Ctrl-C
     "The command `xai_nb`."
     try:
-        args = parser().parse_args(argv)
-        return args.call(args)
+        return call_command(argv)
     except CliError as e:
         print(f"xai_nb: {e}", file=sys.stderr)
         return 2

@@ -5,7 +5,7 @@
 # %% ../nbs/00_core.ipynb #7ff944e8
 from __future__ import annotations
 
-import contextlib, difflib, gc, importlib, inspect, json, os, platform, random
+import contextlib, ctypes, difflib, gc, importlib, inspect, json, os, platform, random
 import statistics, sys, threading, time, weakref
 import multiprocessing as mp
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,10 +20,10 @@ from tqdm.auto import tqdm
 # %% auto #0
 __all__ = ['lazy_module', 'LayerError', 'NonFiniteError', 'DataNotFound', 'UnsupportedOp', 'check_finite', 'need_package',
            'current_scale', 'best_device', 'versions', 'device_name', 'scale', 'seed_all', 'splitmix64', 'hash_key',
-           'keyed_uniform', 'row_keys', 'model_lock', 'eval_mode', 'unwrap_output', 'resolve_target', 'check_target',
-           'tensors_in', 'call_model', 'uncompiled', 'find_layer', 'capture', 'watch_calls', 'progress', 'in_chunks',
-           'cut_rows', 'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result', 'load_results',
-           'check_positive']
+           'keyed_uniform', 'row_keys', 'model_lock', 'eval_mode', 'full_precision', 'unwrap_output', 'resolve_target',
+           'check_target', 'tensors_in', 'call_model', 'uncompiled', 'find_layer', 'capture', 'watch_calls', 'progress',
+           'in_chunks', 'cut_rows', 'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result',
+           'load_results', 'check_positive']
 
 # %% ../nbs/00_core.ipynb #b924d6f2
 class _LazyModule:
@@ -271,6 +271,16 @@ def eval_mode(
             for m, flag in flags:
                 m.training = flag
 
+# %% ../nbs/00_core.ipynb #af0e8eac
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:  # A context
+    "Autocast off, on every device where it is on."
+    with contextlib.ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
 # %% ../nbs/00_core.ipynb #7e6e7809
 def unwrap_output(
     output: Any,  # What a model returned
@@ -500,7 +510,13 @@ def capture(
     several = isinstance(layer, (list, tuple))
     taps = [_Tap(_find_site(model, one), cut and not several) for one in (layer if several else [layer])]
     recording = torch.no_grad() if taps[0].cut else torch.enable_grad()
-    with torch.inference_mode(False), eval_mode(model), contextlib.ExitStack() as stack, recording:
+    with (
+        torch.inference_mode(False),
+        full_precision(),
+        eval_mode(model),
+        contextlib.ExitStack() as stack,
+        recording,
+    ):
         for tap in taps:
             tap.place(stack)
         if x.is_inference():
@@ -550,7 +566,7 @@ class _Tap:
         if not isinstance(self.kept, torch.Tensor) or not self.kept.is_floating_point():
             got = type(self.kept).__name__
             raise LayerError(
-                f"layer {self.site.name!r} returned {got}; pass a layer that returns one floating-point tensor"
+                f"layer {self.site.name!r} returned {got}; pass one that returns a tensor of floats"
             )
         return self.kept
 
@@ -716,6 +732,8 @@ def _peak_in_child(fn: Callable[[], Any], pipe: Any) -> None:
         if "torch" in sys.modules:
             torch.set_num_threads(1)
         gc.collect()
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed would be used again, unseen
         Path("/proc/self/clear_refs").write_text("5")
         start = _resident("VmRSS")
         fn()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEGMENTS', 'LIT', 'SHIFTS', 'LENDING', 'SHA256', 'COMPAS', 'ADULT', 'Images', 'rectangle_boxes', 'draw_boxes',
            'area_target', 'rectangles', 'digits', 'ink_digits', 'read_picture', 'Preparation', 'Photographs',
-           'photographs', 'photograph_patches', 'Pictures', 'pictures', 'glyphs', 'cifar10', 'image_folder',
+           'photographs', 'photograph_patches', 'Pictures', 'pictures', 'views', 'glyphs', 'cifar10', 'image_folder',
            'cell_images', 'breakhis', 'pcam', 'People', 'split_people', 'lending', 'find_package_file', 'compas',
            'adult']
 
@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -458,6 +458,57 @@ def _stands_before(depth: np.ndarray, outline: np.ndarray) -> np.ndarray:
     plane = design @ np.linalg.lstsq(design[floor], depth[floor], rcond=None)[0]
     return np.nan_to_num(depth) > np.maximum(34, plane + 1.5)
 
+# %% ../nbs/01_data.ipynb #7ffef5ad
+def views(
+    photos: Pictures,  # Photographs with a class each
+    n: int = 8,  # Squares per photograph; the first is the centre, not flipped
+    *,
+    size: int = 224,  # Side of the squares, pixels
+    zoom: float = 0.6,  # Smallest side of a square before resizing, as a share of the short side
+    seed: int = 0,  # Of places, sizes and flips
+) -> (
+    Images
+):  # (N 3 size size) in [0, 1], classes, and masks where all photographs have one; ValueError without classes
+    "Random squares of photographs, flipped half of the time."
+    if any(label is None for label in photos.labels):
+        raise ValueError("views need a class for each photograph; choose with pictures([...])")
+    if n < 1 or not 0 < zoom <= 1:
+        raise ValueError(f"n is {n} and zoom {zoom}; expected n >= 1 and a share in 0 ... 1")
+    look = Preparation(size, size)
+    chosen = [_choices(image.shape, n, zoom, torch.Generator().manual_seed(seed)) for image in photos.images]
+    cut = lambda arrays, prepare: torch.cat(
+        [prepare([c.take(a) for c in cs]) for a, cs in zip(arrays, chosen)]
+    )
+    labels = torch.tensor(photos.labels).repeat_interleave(n)
+    known = all(mask is not None for mask in photos.masks)
+    masks = cut(photos.masks, look.masks) if known else None
+    return Images(cut(photos.images, look.cut), labels, masks, tuple(map(str, range(1000))))
+
+# %% ../nbs/01_data.ipynb #68ee6257
+class _View(NamedTuple):
+    "A square of a photograph."
+
+    rows: slice
+    columns: slice
+    flipped: bool
+
+    def take(self, array: np.ndarray) -> np.ndarray:
+        "Cut it out of a picture or a mask."
+        square = array[self.rows, self.columns]
+        return np.ascontiguousarray(square[:, ::-1] if self.flipped else square)
+
+
+def _choices(shape: tuple[int, ...], n: int, zoom: float, g: torch.Generator) -> list[_View]:
+    "The square in the middle, and random ones of random sizes."
+    short = min(shape[:2])
+    middle = [slice((length - short) // 2, (length + short) // 2) for length in shape[:2]]
+    views = [_View(*middle, False)]
+    for size, down, right, flip in torch.rand(n - 1, 4, generator=g).tolist():
+        side = round(short * (zoom + (1 - zoom) * size))
+        top, left = (int(share * (length - side + 1)) for share, length in zip((down, right), shape))
+        views.append(_View(slice(top, top + side), slice(left, left + side), flip < 0.5))
+    return views
+
 # %% ../nbs/01_data.ipynb #32aba107
 SEGMENTS = (
     torch.tensor(
@@ -739,7 +790,7 @@ def split_people(
     seed: int = 0,  # Of the shuffle
     *,
     train: float = 0.67,  # Share that trains the box; the rest is halved
-) -> tuple[People, People, People]:  # Training set, audited people, unseen people; the features standardised by the first
+) -> tuple[People, People, People]:  # Training set, audited, unseen people; standardised by the first
     "Shuffle and split in three, and standardise all parts by the mean and deviation of the training part."
     if not 0 < train < 1:
         raise ValueError(f"train is {train}, expected a share between 0 and 1")
@@ -807,7 +858,8 @@ def _checked(path: str | Path, name: str) -> Path:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SHA256[name]:
         wanted = SHA256[name][:12]
-        raise ValueError(f"{path.name} has SHA-256 {found[:12]}..., expected {wanted}...: another version of {name}")
+        digest = f"{path.name} has SHA-256 {found[:12]}..., expected {wanted}..."
+        raise ValueError(f"{digest}: another version of {name}")
     return path
 
 # %% ../nbs/01_data.ipynb #ea80ea11

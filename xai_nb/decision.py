@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['USES', 'cosine_floor', 'default_families', 'Record', 'fingerprint', 'Verdict', 'decision_table', 'decide',
-           'summarise_gradient', 'held', 'Decision', 'decision_page', 'expected_passes', 'sentence']
+           'summarise_gradient', 'held', 'Decision', 'decision_page', 'expected_passes', 'sentence', 'picture_of']
 
-# %% ../nbs/11_decision.ipynb #adb3927f
+# %% ../nbs/11_decision.ipynb #9469e10c
 import base64
 
 
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 
 from dataclasses import dataclass
 
-# %% ../nbs/11_decision.ipynb #340c276d
+# %% ../nbs/11_decision.ipynb #757c5337
 from pathlib import Path
 
 
@@ -51,7 +51,7 @@ from .core import check_finite, progress
 
 from .metrics import Interval
 
-# %% ../nbs/11_decision.ipynb #7f86114d
+# %% ../nbs/11_decision.ipynb #b90dc6ed
 from xai_nb.spectral import (
     Question,
     Surrogate,
@@ -74,9 +74,9 @@ from xai_nb.spectrum import (
 )
 
 
-from .viz import show_maps
+from .viz import Picture, show_maps
 
-# %% ../nbs/11_decision.ipynb #a5c10192
+# %% ../nbs/11_decision.ipynb #2969358a
 USES = {"audit": 0.02, "internal": 0.10, "customer-facing": 0.25}
 
 
@@ -88,7 +88,7 @@ def cosine_floor(
         raise ValueError(f"max_gap is {max_gap}; expected 0 to 1")
     return math.sqrt(1 - max_gap)
 
-# %% ../nbs/11_decision.ipynb #8b597c72
+# %% ../nbs/11_decision.ipynb #6c00e94c
 def default_families(
     x: Tensor,  # Images, (B C H W)
     kinks: bool = True,  # Whether the net has ReLU or max-pool
@@ -106,7 +106,7 @@ def default_families(
         (lowpass_family(), cutoffs),
     ]
 
-# %% ../nbs/11_decision.ipynb #04b1f7e7
+# %% ../nbs/11_decision.ipynb #3030a9c5
 def _checked_images(x: Tensor) -> Tensor:
     "A batch that intervals over images can be taken from."
     if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -118,7 +118,7 @@ def _checked_images(x: Tensor) -> Tensor:
         raise ValueError(f"{len(x)} images give no interval over images; pass at least 2, better 32 to 100")
     return check_finite("images", x)
 
-# %% ../nbs/11_decision.ipynb #f81d5d61
+# %% ../nbs/11_decision.ipynb #1605213b
 class Record:
     "Measurements made once, kept in a file if you name one, with a progress bar that counts passes."
 
@@ -128,8 +128,10 @@ class Record:
         fingerprint: str = "",  # Of the question; a file with another one is refused
         total: int = 0,  # Passes that are expected, for the bar; 0: no bar
     ):
-        self.path, self.fingerprint = path, fingerprint
+        self.path = path
+        self.fingerprint = fingerprint
         self.columns = _read_record(path, fingerprint)
+        self.left_out: list[str] = []  # Families that this model does not allow, and why
         self.passes = 0  # Forward and backward passes that were made, image by image
         self.ticks = iter(progress(range(total), "passes") if total else ())
 
@@ -150,7 +152,7 @@ class Record:
             next(self.ticks, None)
         return summarise(self.columns[key], question.mode, family.scaled, question.seed)
 
-# %% ../nbs/11_decision.ipynb #fc68ae49
+# %% ../nbs/11_decision.ipynb #eae3e866
 def _read_record(path: str | Path | None, fingerprint: str) -> dict[str, dict[str, Tensor]]:
     "The measurements of a file; ValueError if it belongs to something else."
     if path is None or not Path(path).exists():
@@ -170,7 +172,7 @@ def _write_record(path: str | Path | None, fingerprint: str, columns: dict) -> N
         torch.save({"xai_nb": "decision", "fingerprint": fingerprint, "columns": columns}, part)
         part.replace(path)
 
-# %% ../nbs/11_decision.ipynb #ad76d81c
+# %% ../nbs/11_decision.ipynb #690951b6
 def fingerprint(
     question: Question,  # From `spectral.ask`
 ) -> str:  # Short text; the same for the same inputs, model and settings on one machine
@@ -180,7 +182,7 @@ def fingerprint(
     energy = float(q.gradient.double().square().sum())
     return f"{data.hexdigest()[:16]}, gradient {energy:.6g}, {type(q.f).__name__}, {q.mode}, seed {q.seed}"
 
-# %% ../nbs/11_decision.ipynb #8ed72787
+# %% ../nbs/11_decision.ipynb #6cfeb7ad
 @dataclass(frozen=True)
 class Verdict:
     "What one reader is shown, and how well it keeps to the reader's limit."
@@ -204,7 +206,7 @@ class Verdict:
         "How much smoother the map is."
         return 0.0 if self.point is None else 1 - self.point.ef.value / self.gradient.value
 
-# %% ../nbs/11_decision.ipynb #d5637017
+# %% ../nbs/11_decision.ipynb #657e6864
 def decision_table(
     verdicts: Sequence[Verdict],  # From `decide`
 ) -> pd.DataFrame:  # One row per reader, in words
@@ -226,7 +228,7 @@ def _row(v: Verdict) -> dict[str, str]:
         "cost": v.family.cost,
     }
 
-# %% ../nbs/11_decision.ipynb #9a824140
+# %% ../nbs/11_decision.ipynb #07d6742a
 def decide(
     question: Question,  # From `spectral.ask`: the model asked about all images
     families: Sequence[tuple[Surrogate, Sequence[float]]],  # Families with their grids
@@ -241,15 +243,20 @@ def decide(
         raise ValueError("no family was given; see default_families")
     record = record or Record()
     few = question.part(_spread(len(question.x), coarse))
-    maps = [
-        _first_pass(question if family.filters else few, family, grid, record) for family, grid in families
-    ]
+    maps = []
+    for family, grid in families:
+        try:
+            maps.append(_first_pass(question if family.filters else few, family, grid, record))
+        except (ValueError, NotImplementedError) as e:
+            record.left_out.append(f"{family.name}: {e}")
+    if not maps:
+        raise ValueError(f"no family could be measured: {'; '.join(record.left_out)}")
     own = summarise_gradient(question)
     return [
         _second_pass(question, maps, reader, limit, images, record, own) for reader, limit in uses.items()
     ]
 
-# %% ../nbs/11_decision.ipynb #dca31958
+# %% ../nbs/11_decision.ipynb #516000ff
 def _spread(n: int, k: int) -> Tensor:
     "At most k of n rows, evenly spread."
     return torch.linspace(0, n - 1, min(n, max(2, k))).round().long().unique()
@@ -262,7 +269,7 @@ def summarise_gradient(
     own = compare_to_gradient(question.gradient, question.gradient, mode=question.mode, seed=question.seed)
     return own.ef
 
-# %% ../nbs/11_decision.ipynb #7f616deb
+# %% ../nbs/11_decision.ipynb #33e992e4
 class _Coarse(NamedTuple):
     "What the first pass found of one family."
 
@@ -278,7 +285,7 @@ def _first_pass(question: Question, family: Surrogate, grid: Sequence[float], re
     points = [record.measure(question, family, v) for v in values]
     return _Coarse(family, values, points, family.filters)
 
-# %% ../nbs/11_decision.ipynb #bc6ef8f7
+# %% ../nbs/11_decision.ipynb #10e4c5f0
 def _candidate(found: _Coarse, limit: float, images: float) -> tuple[float, float] | None:
     "Where the limit should lie, by interpolation of logarithms, and EF over that of the gradient there."
     numbers = [held(p, images) for p in found.points]
@@ -288,7 +295,8 @@ def _candidate(found: _Coarse, limit: float, images: float) -> tuple[float, floa
         return None
     if bad == len(numbers):
         return found.values[-1], ratios[-1]
-    low, high = max(numbers[bad - 1], 1e-9), numbers[bad]
+    low = max(numbers[bad - 1], 1e-9)
+    high = numbers[bad]
     t = math.log(limit / low) / math.log(high / low) if high > low else 0.0
     between = lambda a, b: math.exp((1 - t) * math.log(a) + t * math.log(b))
     return between(*found.values[bad - 1 : bad + 1]), between(*ratios[bad - 1 : bad + 1])
@@ -301,7 +309,7 @@ def held(
     "The larger of two gaps: the upper end of the pooled one, and that of this share of single images."
     return max(point.shown_gap.high, gap_quantile(point, images))
 
-# %% ../nbs/11_decision.ipynb #2d75497f
+# %% ../nbs/11_decision.ipynb #365b0f9b
 def _second_pass(question, found, reader, limit, images, record, own) -> Verdict:
     "Measure the most promising settings on all images; the calmest that keeps the limit wins."
     best = Verdict(reader, limit, None, None, None, own)
@@ -314,11 +322,13 @@ def _second_pass(question, found, reader, limit, images, record, own) -> Verdict
             best = Verdict(reader, limit, f.family, *tried, own)
     return best
 
-# %% ../nbs/11_decision.ipynb #34b3d6a6
+# %% ../nbs/11_decision.ipynb #17eee3ea
 def _settle(question, found, value, limit, images, record) -> tuple[float, ExplanationGap] | None:
-    "The smoothest setting near a candidate that keeps the limit on all images; None if there is none, or no gain."
-    family, good, bad = found.family, None, None
-    for _ in range(8 if family.filters else 5 if family.passes == 1 else 3):
+    "The smoothest setting near a candidate that keeps the limit on all images; None if there is no gain."
+    family = found.family
+    good = None
+    bad = None
+    for _ in range(3 if family.passes > 1 else 8):
         point = record.measure(question, family, value)
         number = held(point, images)
         if number <= limit:
@@ -337,7 +347,7 @@ def _next_try(family: Surrogate, value: float, number: float, limit: float, good
         return math.sqrt(good[0] * bad)
     return value * (0.97 * limit / max(number, 0.1 * limit)) ** (family.smoother * (0.3 if good else 1.0))
 
-# %% ../nbs/11_decision.ipynb #7f073471
+# %% ../nbs/11_decision.ipynb #9ed0286d
 @dataclass(frozen=True)
 class Decision:
     "The decision page and what stands on it."
@@ -349,7 +359,7 @@ class Decision:
     passes: int  # Forward and backward passes, image by image
     seconds: float  # Wall-clock time
 
-# %% ../nbs/11_decision.ipynb #6f512e6b
+# %% ../nbs/11_decision.ipynb #6b773280
 def decision_page(
     model: nn.Module,  # The model that is asked
     x: Tensor,  # Its inputs, prepared, (B C H W); 32 to 100
@@ -380,16 +390,15 @@ def decision_page(
     record = Record(measurements, fingerprint(question), total)
     verdicts = decide(question, families, uses, coarse=coarse, record=record)
     facts = _facts(model_name or type(model).__name__, question, of, classes, names, record.passes)
-    parts = _page_parts(
-        verdicts, facts, _pictures(question, verdicts, pictures, names), _after(question, after, of)
-    )
+    drawn = picture_of(question, verdicts, pictures, names)
+    parts = _page_parts(verdicts, facts, drawn, _after(question, after, of), record.left_out)
     text = _as_markdown(parts) if path is not None and Path(path).suffix == ".md" else _as_html(parts)
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")
     spent = time.perf_counter() - start
     return Decision(tuple(verdicts), decision_table(verdicts), sentence(verdicts), text, record.passes, spent)
 
-# %% ../nbs/11_decision.ipynb #25993379
+# %% ../nbs/11_decision.ipynb #5af6affc
 def expected_passes(
     families: Sequence[tuple[Surrogate, Sequence[float]]],  # Families with their grids
     n: int,  # Images
@@ -413,7 +422,7 @@ def _check_page(x: Tensor, path: str | Path | None, uses: dict[str, float]) -> N
     if wrong or not uses:
         raise ValueError(f"uses holds {wrong or 'nothing'}; a limit on the gap is above 0 and at most 1")
 
-# %% ../nbs/11_decision.ipynb #0fe0d0a9
+# %% ../nbs/11_decision.ipynb #5b5630a6
 def sentence(
     verdicts: Sequence[Verdict],  # From `decide`
 ) -> str:  # One sentence for the top of the page
@@ -432,7 +441,7 @@ def sentence(
         f"{100 * best.calmer:.0f} % smoother than the gradient.{tail}"
     )
 
-# %% ../nbs/11_decision.ipynb #a0699107
+# %% ../nbs/11_decision.ipynb #190be43d
 def _facts(name: str, q: Question, of: str, classes, names, passes: int) -> pd.DataFrame:
     "What was asked, of what, when."
     what = {"log_prob": "log-probability of the predicted class", "output": "the model's output"}[of]
@@ -449,24 +458,26 @@ def _facts(name: str, q: Question, of: str, classes, names, passes: int) -> pd.D
         rows["answers"] = "; ".join(said[:8]) + (" ..." if len(said) > 8 else "")
     return pd.DataFrame({"": rows})
 
-# %% ../nbs/11_decision.ipynb #3446179e
+# %% ../nbs/11_decision.ipynb #63d5e21f
 _READING = (
-    "Smoothness is measured as expected frequency, the mean spatial frequency of a map. The gap is the squared "
-    "distance between the map that is shown and the model's own gradient, as a share of the squared gradient: "
-    "0 is faithful, a blank map has 1. Brackets are 95 % intervals over images. A map is chosen only if the upper "
-    "end of its interval and the gap of nine pictures in ten are within the limit. A small gap says that the map is "
-    "close to the gradient, not that the gradient is the right question."
+    "Smoothness is measured as expected frequency, the mean spatial frequency of a map. The gap is the "
+    "squared distance between the map that is shown and the model's own gradient, as a share of the squared "
+    "gradient: 0 is faithful, a blank map has 1. Brackets are 95 % intervals over images. A map is chosen "
+    "only if the upper end of its interval and the gap of nine pictures in ten are within the limit. A small "
+    "gap says that the map is close to the gradient, not that the gradient is the right question."
 )
 
 
 _LONG_TERM = (
-    "These are operating rules for the model as it is. If they leave no map that is smooth enough, change the "
-    "model: train it with smooth activations (`models.smooth`). Its gradient is then smooth by itself, and its gap "
-    "is 0."
+    "These are operating rules for the model as it is. If they leave no map that is smooth enough, change "
+    "the model: train it with smooth activations (`models.smooth`). Its gradient is then smooth by itself, "
+    "and its gap is 0."
 )
 
-# %% ../nbs/11_decision.ipynb #95755bd4
-def _page_parts(verdicts, facts, pictures: bytes | None, after: str) -> list[tuple[str, Any]]:
+# %% ../nbs/11_decision.ipynb #1b6f28b7
+def _page_parts(
+    verdicts, facts, pictures: Picture | None, after: str, left_out: list[str]
+) -> list[tuple[str, Any]]:
     "What the page says, before it is Markdown or HTML: pairs of kind and content."
     parts = [
         ("h1", "Which explanation for which reader"),
@@ -477,10 +488,11 @@ def _page_parts(verdicts, facts, pictures: bytes | None, after: str) -> list[tup
         parts += [("h2", "What they look like"), ("png", pictures)]
     parts += [("h2", "Each reader in words"), *[("p", _in_words(v)) for v in verdicts]]
     parts += [("h2", "In the long term"), ("p", _LONG_TERM), *([("p", after)] if after else [])]
-    parts += [("h2", "What was measured"), ("table", facts), ("p", _READING), ("h2", "Approved")]
-    return parts + [("sign", "")]
+    parts += [("h2", "What was measured"), ("table", facts), ("p", _READING)]
+    parts += [("p", f"Left out: {reason}") for reason in left_out]
+    return parts + [("h2", "Approved"), ("sign", "")]
 
-
+# %% ../nbs/11_decision.ipynb #3cbadcc0
 def _readers(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     "The table of the first screen."
     rows = [
@@ -489,7 +501,7 @@ def _readers(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     ]
     return pd.DataFrame(rows, index=pd.Index([v.reader for v in verdicts], name="reader"))
 
-# %% ../nbs/11_decision.ipynb #dc1fc5ba
+# %% ../nbs/11_decision.ipynb #eec78be0
 def _in_words(v: Verdict) -> str:
     "Pass or fail of one reader."
     floor = f"cosine at least {cosine_floor(v.limit):.3f} to the gradient"
@@ -506,7 +518,7 @@ def _in_words(v: Verdict) -> str:
         f"are over the limit. {100 * v.calmer:.0f} % smoother than the gradient."
     )
 
-# %% ../nbs/11_decision.ipynb #ff342642
+# %% ../nbs/11_decision.ipynb #41013e4b
 def _after(q: Question, model: nn.Module | None, of: str) -> str:
     "Smoothness of the gradient before and after regularisation."
     if model is None:
@@ -520,11 +532,15 @@ def _after(q: Question, model: nn.Module | None, of: str) -> str:
         f"({100 * (new.value / old.value - 1):+.0f} %), with gap 0 in both cases."
     )
 
-# %% ../nbs/11_decision.ipynb #7c4c9a7e
-def _pictures(
-    q: Question, verdicts: Sequence[Verdict], pictures: Tensor | None, names: Sequence[str]
-) -> bytes | None:
-    "The gradient and the map of each reader, on the first two images, as PNG."
+# %% ../nbs/11_decision.ipynb #a4b96fb5
+def picture_of(
+    question: Question,  # The model asked about the images
+    verdicts: Sequence[Verdict],  # From `decide`
+    pictures: Tensor | None = None,  # The images to look at, (B 3 H W) in [0, 1]; None: the inputs
+    names: Sequence[str] = (),  # Of the images
+) -> Picture | None:  # None where the inputs are no pictures
+    "The gradient and the map of each reader, on the first two images."
+    q = question
     if q.x.ndim != 4 or q.x.shape[1] not in (1, 3):
         return None
     few = q.part(torch.arange(2))
@@ -534,11 +550,9 @@ def _pictures(
             columns[f"{v.reader}\n{v.method}"] = measure(few, v.family, v.value)[1]
     shown = (q.x if pictures is None else pictures)[:2].cpu()
     titles = list(names[:2]) if len(names) >= 2 else None
-    return show_maps(
-        shown, {k: m.cpu() for k, m in columns.items()}, titles=titles, share="cell", clip=99.5
-    )._repr_png_()
+    return show_maps(shown, {k: m.cpu() for k, m in columns.items()}, titles=titles, share="cell", clip=99.5)
 
-# %% ../nbs/11_decision.ipynb #3a78e8b7
+# %% ../nbs/11_decision.ipynb #ac2ccdfe
 _STYLE = (
     "body{font:16px sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
     "td,th{border:1px solid #999;padding:.3em .6em;text-align:left}img{max-width:100%}"
@@ -554,14 +568,16 @@ def _as_html(parts: Sequence[tuple[str, Any]]) -> str:
     head = f'<meta charset="utf-8"><title>Which explanation for which reader</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en">{head}\n<body>\n{body}\n</body></html>\n'
 
-# %% ../nbs/11_decision.ipynb #ee116c3b
+# %% ../nbs/11_decision.ipynb #ffd98602
 def _html_part(kind: str, content: Any) -> str:
     "One part."
     if kind == "table":
         return _html_table(content)
     if kind == "png":
-        data = base64.b64encode(content).decode()
-        return f'<img alt="Pictures, their gradient, the map for each reader" src="data:image/png;base64,{data}">'
+        data = content._repr_png_()
+        data = data if isinstance(data, str) else base64.b64encode(data).decode()
+        alt = "Pictures, their gradient and the map for each reader"
+        return f'<img alt="{alt}" src="data:image/png;base64,{data}">'
     if kind == "sign":
         return (
             "<table>"
@@ -570,7 +586,7 @@ def _html_part(kind: str, content: Any) -> str:
         )
     return f"<{kind}>{html.escape(content)}</{kind}>"
 
-# %% ../nbs/11_decision.ipynb #94662ac7
+# %% ../nbs/11_decision.ipynb #064870a1
 def _html_table(table: pd.DataFrame) -> str:
     "A table whose index is a column like the others."
     cell = lambda tag, text: f"<{tag}>{html.escape(str(text))}</{tag}>"
@@ -581,7 +597,7 @@ def _html_table(table: pd.DataFrame) -> str:
     ]
     return "<table>" + "".join(f"<tr>{r}</tr>" for r in [head, *rows]) + "</table>"
 
-# %% ../nbs/11_decision.ipynb #13a7557d
+# %% ../nbs/11_decision.ipynb #e9cb49eb
 def _as_markdown(parts: Sequence[tuple[str, Any]]) -> str:
     "The same as Markdown, without the pictures."
     lines = []

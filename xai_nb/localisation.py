@@ -25,7 +25,8 @@ def _kernel(t: Tensor, mode: str) -> Tensor:
         return torch.sinc(t) * torch.sinc(t / 3) * (t < 3)
     if mode == "bilinear":
         return (1 - t).clamp(min=0)
-    near, far = (1.5 * t - 2.5) * t * t + 1, ((-0.5 * t + 2.5) * t - 4) * t + 2
+    near = (1.5 * t - 2.5) * t * t + 1
+    far = ((-0.5 * t + 2.5) * t - 4) * t + 2
     return torch.where(t < 1, near, far * (t < 2))
 
 
@@ -124,7 +125,8 @@ def pixel_accuracy_auc(
     mask: Tensor,  # True on the object, (B *S)
 ) -> Tensor:  # (B,) float64 in 0 ... 1, higher is better; NaN for an empty map; depends on the object's area
     "Area under the curve of pixel accuracy over the threshold, exact."
-    m, c = _object_pixels(mask, cumulative), cumulative.flatten(1).clamp(0, 1)
+    m = _object_pixels(mask, cumulative)
+    c = cumulative.flatten(1).clamp(0, 1)
     return torch.where(m, c, 1 - c).mean(1)
 
 # %% ../nbs/09_localisation.ipynb #22a3bd2a
@@ -134,7 +136,8 @@ def pixel_accuracy_curve(
     thresholds: Tensor,  # Values of r, (R,)
 ) -> Tensor:  # (B R) float64; NaN for an empty map
     "Pixel accuracy when positions with cumulative importance of at least r are called object."
-    m, c = _object_pixels(mask, cumulative), cumulative.flatten(1)
+    m = _object_pixels(mask, cumulative)
+    c = cumulative.flatten(1)
     accuracy = torch.stack([((c >= r) == m).double().mean(1) for r in thresholds.tolist()], 1)
     return torch.where(c.isnan().any(1, keepdim=True), torch.nan, accuracy)
 
@@ -157,7 +160,8 @@ def localisation_scores(
     "Every score of every map."
     m = _object_pixels(mask, maps)
     scores = {f"auc_{mode}": pixel_accuracy_auc(cumulative_importance(maps, mode), mask) for mode in modes}
-    empty, one_kind = (maps == 0).flatten(1).all(1), m.all(1) | ~m.any(1)
+    empty = (maps == 0).flatten(1).all(1)
+    one_kind = m.all(1) | ~m.any(1)
     for name, metric in dict(roc=pixel_roc_auc, ap=average_precision, iou=iou_at_area).items():
         scores[name] = torch.full((len(maps),), torch.nan, dtype=torch.float64, device=maps.device)
         use = ~(empty | one_kind)

@@ -77,10 +77,12 @@ def signed_parts(
     Tensor, Tensor
 ]:  # What pushes the output up and down, each (B *S); up - down is Grad-RAM, up + down is MoRAM
     "Split the evidence by direction."
-    up, down = weights.clamp(min=0), (-weights).clamp(min=0)
+    up = weights.clamp(min=0)
+    down = (-weights).clamp(min=0)
     if not abs_activations:
         return _mix(features, up), _mix(features, down)
-    plus, minus = features.clamp(min=0), (-features).clamp(min=0)
+    plus = features.clamp(min=0)
+    minus = (-features).clamp(min=0)
     return _mix(plus, up) + _mix(minus, down), _mix(plus, down) + _mix(minus, up)
 
 
@@ -126,9 +128,13 @@ class RegressionCAM:
     moram: Tensor  # Sum of the moduli
     positive: Tensor  # What pushes the output up
     negative: Tensor  # What pushes the output down; non-negative itself
-    pixelwise: Tensor  # Sum over channels of |gradient| |activation| at each position, for heads that are not GAP
+    pixelwise: Tensor  # Sum over channels of |gradient| |activation|, per position, for heads without GAP
     activation_sum: Tensor  # Unweighted sum over channels: the baseline to beat
     cancellation: Tensor  # Share of the evidence that cancels, (B,), 0 to 1
+    gradient_lost: (
+        Tensor  # Share of the gradient's energy that its mean over positions loses, (B,); 0 behind GAP
+    )
+    untouched: Tensor  # Share of positions that the output does not depend on, (B,): large for a local target
     empty: Tensor  # True where the MoRAM map is zero everywhere, (B,): such a map says nothing
     negative_features: Tensor  # True where an activation is below zero, (B,): MoRAM itself can cancel there
     activations: Tensor | None = None  # (B K *S), kept on request
@@ -162,7 +168,7 @@ def _features(a: Tensor, layer: str, input_ndim: int, reshape: Callable[[Tensor]
         )
     return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
 
-# %% ../nbs/30_moram.ipynb #9b6d3b2d
+# %% ../nbs/30_moram.ipynb #25b399fd
 def _all_maps(a: Tensor, g: Tensor, abs_activations: bool) -> dict[str, Tensor]:
     "Everything one forward and one head-only backward can tell."
     w = g.flatten(2).mean(2)
@@ -177,11 +183,43 @@ def _all_maps(a: Tensor, g: Tensor, abs_activations: bool) -> dict[str, Tensor]:
         pixelwise=(g * a).abs().sum(1),
         activation_sum=a.sum(1),
         cancellation=cancellation(a, w),
+        gradient_lost=_lost(g, w),
+        untouched=(g == 0).all(1).flatten(1).to(a.dtype).mean(1),
         empty=total.flatten(1).abs().amax(1) == 0,
         negative_features=(a < 0).flatten(1).any(1),
     )
 
-# %% ../nbs/30_moram.ipynb #2c2f2c14
+# %% ../nbs/30_moram.ipynb #ef9f26cd
+def _lost(g: Tensor, w: Tensor) -> Tensor:
+    "Share of the energy of gradients (B K *S) that is not in their means (B K); 0 where there is none."
+    energy = g.flatten(1).square().sum(1)
+    kept = g[0, 0].numel() * w.square().sum(1)
+    return torch.where(energy > 0, 1 - kept / energy.where(energy > 0, 1), 0).clamp(0, 1)
+
+# %% ../nbs/30_moram.ipynb #7487a704
+def _doubts(results: Sequence[RegressionCAM], abs_activations: bool) -> list[str]:
+    "What to warn of, from the maps themselves."
+    doubts = []
+    if not abs_activations and any(bool(r.negative_features.any()) for r in results):
+        doubts.append(
+            "negative activations: MoRAM can cancel or go below zero here; take the layer of the ReLU, "
+            "for example its call 'relu'; abs_activations=True gives another map"
+        )
+    for r in results:
+        if len(r.empty) and bool(r.empty.all()):
+            doubts.append(
+                f"every map of layer {r.layer!r} is empty: no gradient reaches its positions, as in a layer "
+                "behind the last mixing of tokens; name an earlier one"
+            )
+        elif bool((r.untouched > 0.5).any()):
+            doubts.append(
+                f"the output does not depend on up to {float(r.untouched.max()):.0%} of the positions of "
+                f"layer {r.layer!r}: the target is local; a mean gradient marks places that cannot matter; "
+                "read .pixelwise"
+            )
+    return doubts
+
+# %% ../nbs/30_moram.ipynb #63b043de
 Layer = str | nn.Module
 
 
@@ -199,7 +237,7 @@ def regression_cam(
     progress: str | bool | None = None,
 ) -> RegressionCAM: ...
 
-# %% ../nbs/30_moram.ipynb #bc5c988a
+# %% ../nbs/30_moram.ipynb #91da98a4
 @overload
 def regression_cam(
     model: nn.Module,
@@ -214,7 +252,7 @@ def regression_cam(
     progress: str | bool | None = None,
 ) -> list[RegressionCAM]: ...
 
-# %% ../nbs/30_moram.ipynb #19b93c68
+# %% ../nbs/30_moram.ipynb #b0fa5735
 def regression_cam(
     model: nn.Module,  # Any module; left as found
     x: Tensor,  # Input, (B C *S), one to three spatial axes; raises NonFiniteError on NaN
@@ -242,17 +280,14 @@ def regression_cam(
         chunk, x, batch_size, target, label="examples" if progress is True else progress or None
     )
     results = [RegressionCAM(name, tuple(x.shape[2:]), **part) for name, part in zip(names, parts)]
-    if not abs_activations and any(bool(r.negative_features.any()) for r in results):
-        warnings.warn(
-            "negative activations: MoRAM can cancel or go below zero here; take the layer of the ReLU, for example its "
-            "call 'relu'; abs_activations=True gives another map",
-            stacklevel=2,
-        )
-    if reshape is None and (doubt := _token_doubt(model, x, names)):
+    doubts = _doubts(results, abs_activations)
+    if reshape is None:
+        doubts += filter(None, [_token_doubt(model, x, names)])
+    for doubt in doubts:
         warnings.warn(doubt, stacklevel=2)
     return results if several else results[0]
 
-# %% ../nbs/30_moram.ipynb #c2f7a610
+# %% ../nbs/30_moram.ipynb #fe7a224c
 def _check_input(model: nn.Module, x: Tensor) -> None:
     "Refuse what no layer can take."
     if not isinstance(model, nn.Module):
@@ -293,7 +328,11 @@ def _explain(
         output, a = capture(model, x, names[0] if len(names) == 1 else names)
         a = [a] if len(names) == 1 else a
         for name, one in zip(names, a):
-            _features(one.detach(), name, x.ndim, reshape)
+            if len(_features(one.detach(), name, x.ndim, reshape)) != len(x):
+                raise ValueError(
+                    f"layer {name!r} has {len(one)} examples for {len(x)} inputs of shape {tuple(x.shape)}: "
+                    "the model folds an axis into the batch; fold it yourself and pass single examples"
+                )
         y = resolve_target(output, target, strict=True)
         if len(y) != len(x):
             raise ValueError(
@@ -343,10 +382,8 @@ def find_gap_head(
     _check_input(model, x)
     layer = spatial_layer(model, x)
     output, a = capture(model, x, layer)
-    y, pooled = (
-        check_finite("the output of the model", unwrap_output(output).detach()),
-        a.detach().flatten(2).mean(2),
-    )
+    y = check_finite("the output of the model", unwrap_output(output).detach())
+    pooled = a.detach().flatten(2).mean(2)
     heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features == pooled.shape[1]]
     for head in heads[::-1]:
         with torch.no_grad():

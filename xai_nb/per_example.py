@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['Loss', 'Examples', 'loss_terms', 'output_gradient', 'Outer', 'ghost_inner', 'ghost_norm2', 'squared_norm',
            'nonzero_divisor', 'unit_rows', 'picture_layout', 'in_layout', 'loop_gradients', 'FactorShape', 'Coverage',
-           'coverage', 'BatchGradients', 'example_gradients', 'plan_ghosts', 'TilePlan', 'plan_tiles', 'count_examples',
+           'coverage', 'bare_model', 'model_device', 'full_precision', 'fit_input', 'BatchGradients',
+           'check_independence', 'example_gradients', 'plan_ghosts', 'TilePlan', 'plan_tiles', 'count_examples',
            'take_examples', 'batches_of', 'JoinedExamples', 'ChosenExamples', 'run_batches', 'Gram', 'gradient_gram']
 
-# %% ../nbs/07_per_example.ipynb #49fa1cf3
-import fnmatch, math, warnings
+# %% ../nbs/07_per_example.ipynb #364b38c1
+import fnmatch, math, types, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,17 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import default_collate
 
-from .core import LayerError, check_finite, eval_mode, progress, unwrap_output
+from .core import LayerError, check_finite, eval_mode, progress, uncompiled, unwrap_output
 
-# %% ../nbs/07_per_example.ipynb #834867f8
+# %% ../nbs/07_per_example.ipynb #1124ba99
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 
 
 def loss_terms(
-    loss: Loss,  # "ce", "bce", "mse", or a function (output, y) -> (B,)
-    output: Tensor,  # Model output: (B K) for "ce", (B,) or (B 1) for "bce", the shape of y for "mse"
+    loss: Loss,  # "ce", "bce", "mse", or a function (output, y) -> (B,) of these two alone
+    output: Tensor,  # Model output: (B K) for "ce", (B,), (B 1) or (B K) for "bce", the shape of y for "mse"
     y: Tensor,  # Labels (B,) int64, or targets with the shape of `output`
 ) -> tuple[Tensor, Tensor]:  # What to differentiate (B,), and its factor (B,) >= 0 in the loss gradient
     "Split a loss gradient into a direction that never cancels and a scale; ValueError on misfit shapes."
@@ -39,15 +41,14 @@ def loss_terms(
         return _user_loss(loss, output, y), output.new_ones(len(y))
     if loss == "mse":
         return _residual_direction(output, y)
+    if loss == "bce":
+        return _binary_direction(output, y)
     if loss == "ce":
         margin = _margin(output, y)
-    elif loss == "bce":
-        margin = (1 - 2 * y.reshape(len(y)).to(output.dtype)) * _one_output(output, y)
-    else:
-        raise ValueError(f"loss is {loss!r}; use 'ce', 'bce', 'mse' or a function (output, y) -> (B,)")
-    return margin, margin.detach().sigmoid()
+        return margin, margin.detach().sigmoid()
+    raise ValueError(f"loss is {loss!r}; use 'ce', 'bce', 'mse' or a function (output, y) -> (B,)")
 
-# %% ../nbs/07_per_example.ipynb #e2223264
+# %% ../nbs/07_per_example.ipynb #ab47ffe6
 def _margin(f: Tensor, y: Tensor) -> Tensor:
     "Log sum of the other classes' exponentials minus the label's logit, (B,), from logits (B K)."
     if f.ndim != 2 or f.shape[1] < 2:
@@ -61,13 +62,18 @@ def _margin(f: Tensor, y: Tensor) -> Tensor:
     return others.logsumexp(1) - f.gather(1, y[:, None])[:, 0]
 
 
-def _one_output(f: Tensor, y: Tensor) -> Tensor:
-    "The single logit of each example, (B,)."
+def _binary_direction(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    "Binary cross-entropy, summed over the labels of an example: margins weighted by their loss gradients."
     if f.numel() != y.numel():
-        raise ValueError(f"loss 'bce' needs one logit per example, got {tuple(f.shape)} for {len(y)} labels")
-    return f.reshape(len(y))
+        got = f"got {tuple(f.shape)} for labels {tuple(y.shape)}"
+        raise ValueError(f"loss 'bce' needs one logit per label, {got}")
+    f = f.reshape(len(y), -1)
+    margins = (1 - 2 * y.reshape(f.shape).to(f.dtype)) * f
+    log_weight = F.logsigmoid(margins).detach()
+    largest = log_weight.amax(1)
+    return ((log_weight - largest[:, None]).exp() * margins).sum(1), largest.exp()
 
-
+# %% ../nbs/07_per_example.ipynb #3ac6ac15
 def _residual_direction(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     "Half the squared error: unit residual times the prediction (B,), and the residual's norm (B,)."
     if f.numel() != y.numel():
@@ -78,7 +84,7 @@ def _residual_direction(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     smallest = torch.finfo(f.dtype).tiny
     return (f * residual / norm.clamp_min(smallest)[:, None]).sum(1), norm
 
-# %% ../nbs/07_per_example.ipynb #d43a46dc
+
 def _user_loss(loss: Callable[[Tensor, Tensor], Tensor], output: Tensor, y: Tensor) -> Tensor:
     "Apply a user's loss and check that it gives one number per example."
     values = loss(output, y)
@@ -89,7 +95,7 @@ def _user_loss(loss: Callable[[Tensor, Tensor], Tensor], output: Tensor, y: Tens
         )
     return values
 
-
+# %% ../nbs/07_per_example.ipynb #7d6e1729
 def _check_labels(loss: Loss, output: Tensor, y: Tensor) -> None:
     "Raise ValueError for labels that name no class."
     if loss == "ce":
@@ -104,7 +110,7 @@ def _check_labels(loss: Loss, output: Tensor, y: Tensor) -> None:
         hint = "" if loss == "ce" else "; for soft labels pass a function (output, y) -> (B,)"
         raise ValueError(f"labels outside 0 ... {top}: {y[wrong].unique().tolist()[:10]}{hint}")
 
-# %% ../nbs/07_per_example.ipynb #da3e3a4f
+
 def _detached(t: Tensor) -> Tensor:
     "A tensor that a backward pass can start from; a copy if it was made in inference mode."
     with torch.inference_mode(False):
@@ -248,13 +254,38 @@ def unit_rows(
     "Every row divided by its own norm."
     return rows / nonzero_divisor(rows.norm(dim=1, keepdim=True))
 
-# %% ../nbs/07_per_example.ipynb #e48d3356
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# %% ../nbs/07_per_example.ipynb #474651ab
+class _ConvShape(NamedTuple):
+    "How a convolution moves over its input; one entry an axis."
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]  # Before and after
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def is_point(self) -> bool:
+        "A convolution of single points needs no unfolding."
+        return math.prod((*self.kernel, *self.stride)) == 1 and not any(map(any, self.pads))
 
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
+    "A number, or one for each axis, as one for each axis."
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * axes if len(values) == 1 else values
 
 
+def _pads(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    "How far a convolution pads its input, before and after, for each axis."
+    if padding == "valid":
+        return tuple((0, 0) for _ in kernel)
+    if padding == "same":
+        totals = [d * (k - 1) for k, d in zip(kernel, dilation)]
+        return tuple((t // 2, t - t // 2) for t in totals)
+    return tuple((p, p) for p in _per_axis(padding, len(kernel)))
+
+# %% ../nbs/07_per_example.ipynb #094f364c
 @dataclass
 class _Buffers:
     "Memory that one batch after another uses: fresh pages cost more than the arithmetic here."
@@ -263,31 +294,18 @@ class _Buffers:
     window_of: tuple | None = None  # Which convolution, and the shape of its input
     rows: Tensor | None = None  # Explicit gradients of one parameter
 
-
-def _pads(conv: nn.Module) -> list[tuple[int, int]]:
-    "How far a convolution pads its input, before and after, for each axis."
-    if not isinstance(conv.padding, str):
-        return [(p, p) for p in conv.padding]
-    if conv.padding == "valid":
-        return [(0, 0) for _ in conv.kernel_size]
-    totals = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation)]
-    return [(t // 2, t - t // 2) for t in totals]
-
-# %% ../nbs/07_per_example.ipynb #1b90c709
+# %% ../nbs/07_per_example.ipynb #ec217e9c
 class _Window:
     "What a convolution's kernel sees at each output position."
 
-    def __init__(self, conv: nn.Module, x: Tensor):
-        n = len(conv.kernel_size)
-        pads = _pads(conv)
-        self.mode = conv.padding_mode
-        self.reach = sum(reversed(pads), ())  # the last axis first, as `F.pad` wants it
-        sides = [a + s + b for s, (a, b) in zip(x.shape[2:], pads)]
+    def __init__(self, conv: _ConvShape, x: Tensor):
+        n = len(conv.kernel)
+        sides = [a + s + b for s, (a, b) in zip(x.shape[2:], conv.pads)]
         padded = x.new_zeros(len(x), *sides, x.shape[1])  # channels last: long runs to copy
-        inner = [slice(a, a + s) for s, (a, _) in zip(x.shape[2:], pads)]
-        self.input = padded[(slice(None), *inner)] if self.mode == "zeros" else padded
+        inner = [slice(a, a + s) for s, (a, _) in zip(x.shape[2:], conv.pads)]
+        self.input = padded[(slice(None), *inner)]
         view = padded.unflatten(-1, (conv.groups, -1)).movedim(-2, 1)
-        for i, (k, s, d) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation)):
+        for i, (k, s, d) in enumerate(zip(conv.kernel, conv.stride, conv.dilation)):
             view = view.unfold(2 + i, d * (k - 1) + 1, s)[..., ::d]
         self.view = view.movedim(2 + n, -1)  # (B G positions kernel channels)
         self.copy = torch.empty_like(self.view, memory_format=torch.contiguous_format)
@@ -301,19 +319,17 @@ class _Window:
         if n not in self.cuts:
             self.cuts[n] = [t[:n] for t in (self.input, self.copy, self.view, self.patches)]
         inside, copy, view, patches = self.cuts[n]
-        padded = x if self.mode == "zeros" else F.pad(x, self.reach, mode=self.mode)
-        inside.copy_(padded.movedim(1, -1))
+        inside.copy_(x.movedim(1, -1))
         copy.copy_(view)
         return patches
 
-# %% ../nbs/07_per_example.ipynb #14b4bb4a
-def _patches(conv: nn.Module, x: Tensor, buffers: _Buffers | None = None) -> Tensor:
+# %% ../nbs/07_per_example.ipynb #02b89e3c
+def _patches(conv: _ConvShape, x: Tensor, buffers: _Buffers | None = None) -> Tensor:
     "What the kernel sees, (B G p T); the input of a one-point convolution is unfolded already."
-    one_point = math.prod((*conv.kernel_size, *conv.stride)) == 1
-    if one_point and not any(map(any, _pads(conv))):
+    if conv.is_point:
         return x.unflatten(1, (conv.groups, -1)).flatten(3)
     buffers = buffers or _Buffers()
-    key = (conv, x.shape[1:])
+    key = (conv, x.shape[1:], x.dtype)
     if buffers.window_of != key or len(buffers.window.input) < len(x):
         buffers.window = None  # gives its memory back first
         buffers.window = _Window(conv, x)
@@ -328,86 +344,452 @@ def _side_by_side(t: Tensor, n: int) -> Tensor:
     by_example = t.unflatten(0, (n, -1))
     return by_example.permute(0, 2, 3, 1, 4).flatten(3)
 
-
-def _linear_weight(m: nn.Linear, a: Tensor, d: Tensor, n: int, buffers: _Buffers | None) -> Outer:
-    "Linear: inputs (B T p) and output gradients (B T q)."
-    a = a.reshape(n, -1, m.in_features).transpose(1, 2)
-    d = d.reshape(n, -1, m.out_features).transpose(1, 2)
-    return Outer(d[:, None], a[:, None], m.out_features)
-
-# %% ../nbs/07_per_example.ipynb #39b5ff91
-def _embedding_weight(m: nn.Embedding, a: Tensor, d: Tensor, n: int, buffers: _Buffers | None) -> Outer:
-    "Embedding: the gradient of row v sums over the positions that hold token v, the padding token excepted."
-    a = a.reshape(n, -1)
-    d = d.reshape(n, -1, m.embedding_dim)
-    if m.padding_idx is not None:
-        d = d * (a != m.padding_idx)[..., None]
-    return Outer(a.long(), d.transpose(1, 2)[:, None], m.num_embeddings)
-
-
-def _conv_weight(m: nn.Module, a: Tensor, d: Tensor, n: int, buffers: _Buffers | None) -> Outer:
-    "Convolution: a Linear on patches, group by group."
-    left = _side_by_side(d, n)
-    right = _side_by_side(_patches(m, a, buffers), n)
-    return Outer(left, right, m.out_channels // m.groups, kernel=math.prod(m.kernel_size))
-
-
-def _norm_weight(m: nn.Module, a: Tensor, d: Tensor, n: int, buffers: _Buffers | None) -> Tensor:
-    "Normalisation: the weight multiplies the normalised input."
-    if isinstance(m, nn.LayerNorm):
-        z = F.layer_norm(a, m.normalized_shape, None, None, m.eps)
-    elif isinstance(m, nn.RMSNorm):
-        z = F.rms_norm(a, m.normalized_shape, None, m.eps)
-    elif isinstance(m, nn.GroupNorm):
-        z = F.group_norm(a, m.num_groups, None, None, m.eps)
-    else:
-        z = F.batch_norm(a, m.running_mean, m.running_var, None, None, False, 0.0, m.eps)
-    return _bias_gradient(m, d * z, n)
-
-# %% ../nbs/07_per_example.ipynb #cfc32989
-def _bias_gradient(m: nn.Module, d: Tensor, n: int) -> Tensor:
-    "Sum over everything but the values of the bias: that is the bias's gradient."
-    if isinstance(m, (nn.Linear, nn.LayerNorm, nn.RMSNorm)):
-        own = m.out_features if isinstance(m, nn.Linear) else math.prod(m.normalized_shape)
-        return d.reshape(n, -1, own).sum(1)
-    per_call = d.flatten(2).sum(2) if d.ndim > 2 else d
-    return per_call if len(d) == n else per_call.unflatten(0, (n, -1)).sum(1)
-
-
-_WEIGHTS = {
-    nn.Linear: _linear_weight,
-    nn.Embedding: _embedding_weight,
-    **dict.fromkeys(_CONVS, _conv_weight),
-    **dict.fromkeys((nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *_BATCH_NORMS), _norm_weight),
-}
-
-# %% ../nbs/07_per_example.ipynb #b3ea78ff
+# %% ../nbs/07_per_example.ipynb #f61fa561
 @dataclass
 class _Call:
-    "One call of a tapped module: its input, and later the gradient at its output."
+    "One call of an operation with a rule: what went in, and later the gradient at its output."
 
-    module: nn.Module  # The module that ran
-    a: Tensor  # Input, detached, (B ...)
-    d: Tensor | None = None  # Gradient at the output before any later in-place operation, (B ...)
+    rule: "_Rule"  # The operation
+    how: Any  # Its settings
+    weight: Tensor | None  # The parameter, or a tensor made of parameters; None: not tracked
+    bias: Tensor | None  # The same
+    a: Tensor  # Input, detached
+    d: Tensor | None = None  # Gradient at the output before any later in-place operation
+    positions_first: bool = False  # Rows run over positions first and over examples second
 
     def catch(self, grad: Tensor) -> None:
         "Tensor hook: keep the gradient."
         self.d = grad.detach()
 
+    def pick(self, examples: Tensor, n: int) -> "_Call":
+        "The same call for some of its n examples."
+        a = self._by_example(self.a, n, self.rule.in_features(self.how, self.a))
+        d = self._by_example(self.d, n, self.rule.features(self.how, self.d))
+        some = [t.unflatten(0, (n, -1))[examples].flatten(0, 1) for t in (a, d)]
+        return replace(self, a=some[0], d=some[1], positions_first=False)
+
+    @property
+    def rows(self) -> int:
+        "Leading rows of the output gradient."
+        return self.d.shape[0]
+
+    def fits(self, n: int) -> bool:
+        "Whether the rows can be cut into n examples."
+        if not self.positions_first:
+            return self.d.shape[0] % n == 0 and self.a.shape[0] == self.d.shape[0]
+        return self._rows_of(self.d, self.rule.features(self.how, self.d)).shape[0] % n == 0
+
     def parts(self, local: str, n: int, step: int, buffers: _Buffers | None = None) -> Iterator[Any]:
         "Gradient of weight or bias, `step` examples at a time; with buffers, overwritten by the next."
-        calls = self.d.shape[0] // n
-        grads = self.d
-        if local == "weight" and isinstance(self.module, _CONVS):
-            grads = grads.flatten(2).unflatten(1, (self.module.groups, -1))
-        for a, d in zip(self.a.split(calls * step), grads.split(calls * step)):
-            count = d.shape[0] // calls
+        a = self._by_example(self.a, n, self.rule.in_features(self.how, self.a))
+        d = self._by_example(self.d, n, self.rule.features(self.how, self.d))
+        rows = d.shape[0] // n * step
+        for ai, di in zip(a.split(rows), d.split(rows)):
+            count = di.shape[0] * n // d.shape[0]
             if local == "bias":
-                yield _bias_gradient(self.module, d, count)
+                yield self.rule.bias(self.how, _accumulated(di), count)
             else:
-                yield _WEIGHTS[type(self.module)](self.module, a, d, count, buffers)
+                yield self.rule.weight(self.how, _accumulated(ai), _accumulated(di), count, buffers)
 
-# %% ../nbs/07_per_example.ipynb #ead42256
+    def _rows_of(self, t: Tensor, features: int) -> Tensor:
+        "A tensor with positions first as one row after another."
+        return t.flatten(0, max(0, t.ndim - features - 1))
+
+    def _by_example(self, t: Tensor, n: int, features: int) -> Tensor:
+        "Rows with all positions of an example together."
+        if not self.positions_first:
+            return t
+        rows = self._rows_of(t, features)
+        return rows.unflatten(0, (-1, n)).transpose(0, 1).flatten(0, 1)
+
+# %% ../nbs/07_per_example.ipynb #3506d322
+def _accumulated(t: Tensor) -> Tensor:
+    "At least float32: sums of many half-precision products would lose their digits."
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+class _Rule(NamedTuple):
+    "How an operation is read, and the gradients of its weight and bias."
+
+    read: Callable  # (args, kwargs) -> _Reading, or None for a call that has no rule
+    weight: Callable  # (how, a, d, n, buffers) -> `Outer` or (n m)
+    bias: Callable  # (how, d, n) -> (n m)
+    features: Callable  # (how, d) -> trailing axes of the output that are no rows
+    in_features: Callable  # (how, a) -> the same of the input
+    folds: bool = True  # The bias is the weight's gradient for a constant input of 1
+
+
+class _Reading(NamedTuple):
+    "A call of an operation: input, weight, bias, settings, and the call on other weight and bias."
+
+    a: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    how: Any
+    run: Callable  # (weight, bias) -> output
+
+
+def _bound(args: tuple, kwargs: dict, names: str, **defaults: Any) -> dict[str, Any]:
+    "Arguments by name."
+    given = dict(zip(names.split(), args))
+    return {**dict.fromkeys(names.split()), **defaults, **given, **kwargs}
+
+# %% ../nbs/07_per_example.ipynb #cde5c00b
+def _read_linear(args: tuple, kwargs: dict) -> _Reading:
+    "F.linear."
+    g = _bound(args, kwargs, "input weight bias")
+    return _Reading(g["input"], g["weight"], g["bias"], None, lambda w, b: F.linear(g["input"], w, b))
+
+
+def _linear_weight(how: None, a: Tensor, d: Tensor, n: int, buffers: _Buffers | None) -> Outer:
+    "Linear: inputs (B T p) and output gradients (B T q)."
+    a = a.reshape(n, -1, a.shape[-1]).transpose(1, 2)
+    d = d.reshape(n, -1, d.shape[-1]).transpose(1, 2)
+    return Outer(d[:, None], a[:, None], d.shape[1])
+
+
+def _sum_last(how: None, d: Tensor, n: int) -> Tensor:
+    "Bias of a linear layer: the sum over positions."
+    return d.reshape(n, -1, d.shape[-1]).sum(1)
+
+
+def _read_matmul(args: tuple, kwargs: dict) -> _Reading | None:
+    "x @ W with a matrix on the right."
+    a, weight = (*args, *kwargs.values())[:2]
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or a.ndim < 2:
+        return None
+    return _Reading(a, weight, None, None, lambda w, b: a @ w)
+
+
+def _read_addmm(args: tuple, kwargs: dict) -> _Reading | None:
+    "bias + x @ W, as in the layers of GPT-2."
+    g = _bound(args, kwargs, "input mat1 mat2", beta=1, alpha=1)
+    if g["beta"] != 1 or g["alpha"] != 1 or g["input"].ndim != 1:
+        return None
+    return _Reading(g["mat1"], g["mat2"], g["input"], None, lambda w, b: torch.addmm(b, g["mat1"], w))
+
+# %% ../nbs/07_per_example.ipynb #1178aad6
+def _matmul_weight(how: None, a: Tensor, d: Tensor, n: int, buffers: _Buffers | None) -> Outer:
+    "x @ W stores its weight the other way round."
+    return _linear_weight(how, d, a, n, buffers)
+
+
+def _read_conv(axes: int) -> Callable:
+    "F.conv1d, conv2d or conv3d."
+
+    def read(args: tuple, kwargs: dict) -> _Reading | None:
+        names = "input weight bias stride padding dilation groups"
+        g = _bound(args, kwargs, names, stride=1, padding=0, dilation=1, groups=1)
+        if g["input"].ndim != axes + 2:
+            return None
+        kernel = tuple(g["weight"].shape[2:])
+        dilation = _per_axis(g["dilation"], axes)
+        pads = _pads(g["padding"], kernel, dilation)
+        how = _ConvShape(kernel, _per_axis(g["stride"], axes), pads, dilation, g["groups"])
+        rest = [g[name] for name in ("stride", "padding", "dilation", "groups")]
+        run = lambda w, b: _CONVOLUTIONS[axes](g["input"], w, b, *rest)
+        return _Reading(g["input"], g["weight"], g["bias"], how, run)
+
+    return read
+
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def _conv_weight(how: _ConvShape, a: Tensor, d: Tensor, n: int, buffers: _Buffers | None) -> Outer:
+    "Convolution: a Linear on patches, group by group."
+    d = d.flatten(2).unflatten(1, (how.groups, -1))
+    left = _side_by_side(d, n)
+    right = _side_by_side(_patches(how, a, buffers), n)
+    return Outer(left, right, left.shape[2], kernel=math.prod(how.kernel))
+
+# %% ../nbs/07_per_example.ipynb #105ab21e
+def _read_transposed(axes: int) -> Callable:
+    "F.conv_transpose1d, 2d or 3d: a convolution whose input and output change places."
+
+    def read(args: tuple, kwargs: dict) -> _Reading | None:
+        names = "input weight bias stride padding output_padding groups dilation"
+        g = _bound(args, kwargs, names, stride=1, padding=0, output_padding=0, groups=1, dilation=1)
+        if g["input"].ndim != axes + 2:
+            return None
+        per_axis = {
+            name: _per_axis(g[name], axes) for name in ("stride", "padding", "output_padding", "dilation")
+        }
+        pads = tuple((p, p - extra) for p, extra in zip(per_axis["padding"], per_axis["output_padding"]))
+        if any(after < 0 for _, after in pads):
+            return None
+        kernel = tuple(g["weight"].shape[2:])
+        how = _ConvShape(kernel, per_axis["stride"], pads, per_axis["dilation"], g["groups"])
+        rest = [g[name] for name in names.split()[3:]]
+        run = lambda w, b: _TRANSPOSED[axes](g["input"], w, b, *rest)
+        return _Reading(g["input"], g["weight"], g["bias"], how, run)
+
+    return read
+
+
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def _transposed_weight(how: _ConvShape, a: Tensor, d: Tensor, n: int, buffers: _Buffers | None) -> Outer:
+    "The output gradient's patches meet the input."
+    return _conv_weight(how, d, a, n, buffers)
+
+# %% ../nbs/07_per_example.ipynb #3e49ef77
+def _read_embedding(args: tuple, kwargs: dict) -> _Reading | None:
+    "F.embedding, unless it rescales its table or its gradients."
+    names = "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse"
+    g = _bound(args, kwargs, names, norm_type=2.0, scale_grad_by_freq=False)
+    if g["max_norm"] is not None or g["scale_grad_by_freq"]:
+        return None
+    padding = g["padding_idx"]
+    rows = len(g["weight"])
+    if padding is not None:
+        padding %= rows
+    return _Reading(
+        g["input"], g["weight"], None, (rows, padding), lambda w, b: F.embedding(g["input"], w, padding)
+    )
+
+
+def _embedding_weight(how: tuple, a: Tensor, d: Tensor, n: int, buffers: _Buffers | None) -> Outer:
+    "The gradient of row v sums over the positions that hold token v, the padding token excepted."
+    rows, padding = how
+    a = a.reshape(n, -1)
+    d = d.reshape(n, -1, d.shape[-1])
+    if padding is not None:
+        d = d * (a != padding)[..., None]
+    return Outer(a.long(), d.transpose(1, 2)[:, None], rows)
+
+
+class _NormShape(NamedTuple):
+    "How a normalisation normalises."
+
+    normalise: Callable  # Input -> normalised input, without weight and bias
+    trailing: int  # Axes of the weight at the end; 0: the weight is one number a channel
+
+# %% ../nbs/07_per_example.ipynb #d7d30b7b
+def _read_norm(function: Callable, names: str, trailing: Callable, **defaults: Any) -> Callable:
+    "A normalisation; `trailing(arguments)` gives the weight's axes, None for a call that mixes examples."
+
+    def read(args: tuple, kwargs: dict) -> _Reading | None:
+        g = _bound(args, kwargs, names, **defaults)
+        axes = trailing(g)
+        if axes is None:
+            return None
+        without = {name: value for name, value in g.items() if name not in ("weight", "bias")}
+        apply = lambda w, b: function(**without, weight=w, **({"bias": b} if "bias" in g else {}))
+        settings = {name: value for name, value in without.items() if name != "input"}
+        how = _NormShape(lambda x: function(x, **settings), axes)
+        return _Reading(g["input"], g["weight"], g.get("bias"), how, apply)
+
+    return read
+
+
+def _norm_weight(how: _NormShape, a: Tensor, d: Tensor, n: int, buffers: _Buffers | None) -> Tensor:
+    "Normalisation: the weight multiplies the normalised input."
+    return _sum_to_bias(how, d * how.normalise(a), n)
+
+
+def _sum_to_bias(how: _NormShape, d: Tensor, n: int) -> Tensor:
+    "Sum over everything but the values of the bias."
+    if how.trailing:
+        return d.reshape(n, -1, math.prod(d.shape[d.ndim - how.trailing :])).sum(1)
+    return _sum_channels(how, d, n)
+
+
+def _sum_channels(how: Any, d: Tensor, n: int) -> Tensor:
+    "Sum over everything but the channels."
+    per_row = d.flatten(2).sum(2) if d.ndim > 2 else d
+    return per_row if len(d) == n else per_row.unflatten(0, (n, -1)).sum(1)
+
+# %% ../nbs/07_per_example.ipynb #e4d11d57
+def _read_prelu(args: tuple, kwargs: dict) -> _Reading:
+    "F.prelu: a slope for negative values."
+    a, weight = (*args, *kwargs.values())[:2]
+    return _Reading(a, weight, None, weight.numel(), lambda w, b: torch.prelu(a, w))
+
+
+def _prelu_weight(how: int, a: Tensor, d: Tensor, n: int, buffers: _Buffers | None) -> Tensor:
+    "The slope multiplies the negative part; one slope, or one a channel."
+    product = _sum_channels(how, d * a.clamp_max(0), n)
+    return product.sum(1, keepdim=True) if how == 1 else product
+
+
+def _all_but_rows(how: Any, t: Tensor) -> int:
+    "Channels and pixels: everything behind the first axis."
+    return t.ndim - 1
+
+
+def _rule(
+    read: Callable, weight: Callable, bias: Callable = _sum_last, output: int = 1, input: int = 1, **more: Any
+) -> _Rule:
+    "A rule for operations on the last axes."
+    return _Rule(read, weight, bias, lambda how, d: output, lambda how, a: input, **more)
+
+
+def _on_pictures(read: Callable, weight: Callable, **more: Any) -> _Rule:
+    "A rule for operations with one channel axis behind the rows."
+    return _Rule(read, weight, _sum_channels, _all_but_rows, _all_but_rows, **more)
+
+
+def _on_norms(function: Callable, names: str, trailing: Callable, **defaults: Any) -> _Rule:
+    "The rule of a normalisation."
+    axes = lambda how, t: how.trailing or t.ndim - 1
+    return _Rule(
+        _read_norm(function, names, trailing, **defaults), _norm_weight, _sum_to_bias, axes, axes, folds=False
+    )
+
+
+_last_axes = lambda g: len(g["normalized_shape"])
+
+
+_fixed_statistics = lambda g: None if g["training"] or g["running_mean"] is None else 0
+
+# %% ../nbs/07_per_example.ipynb #47823b6c
+_NORMS = {
+    F.layer_norm: ("input normalized_shape weight bias eps", _last_axes, {"eps": 1e-5}),
+    F.rms_norm: ("input normalized_shape weight eps", _last_axes, {}),
+    F.group_norm: ("input num_groups weight bias eps", lambda g: 0, {"eps": 1e-5}),
+    F.batch_norm: (
+        "input running_mean running_var weight bias training momentum eps",
+        _fixed_statistics,
+        {"training": False, "momentum": 0.1, "eps": 1e-5},
+    ),
+    F.instance_norm: (
+        "input running_mean running_var weight bias use_input_stats momentum eps",
+        lambda g: 0,
+        {"use_input_stats": True, "momentum": 0.1, "eps": 1e-5},
+    ),
+}
+
+
+_LINEAR = _rule(_read_linear, _linear_weight)
+
+# %% ../nbs/07_per_example.ipynb #5cf57d6c
+_RULES: dict[Callable, _Rule] = {
+    F.linear: _LINEAR,
+    torch.addmm: _rule(_read_addmm, _matmul_weight, folds=False),
+    F.embedding: _rule(_read_embedding, _embedding_weight, input=0),
+    torch.prelu: _on_pictures(_read_prelu, _prelu_weight, folds=False),
+    **dict.fromkeys(
+        (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__),
+        _rule(_read_matmul, _matmul_weight, folds=False),
+    ),
+    **{f: _on_pictures(_read_conv(axes), _conv_weight) for axes, f in _CONVOLUTIONS.items()},
+    **{
+        f: _on_pictures(_read_transposed(axes), _transposed_weight, folds=False)
+        for axes, f in _TRANSPOSED.items()
+    },
+    **{f: _on_norms(f, names, trailing, **defaults) for f, (names, trailing, defaults) in _NORMS.items()},
+}
+
+# %% ../nbs/07_per_example.ipynb #69374d1f
+def _unguarded(function: Callable) -> Callable:
+    "The same function without its first check, which would hand the call back to our recorder for ever."
+    names = {**function.__globals__, "has_torch_function": lambda tensors: False}
+    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+_attention_steps = _unguarded(F.multi_head_attention_forward)
+
+
+def _attention(recorder: "_Recorder", args: tuple, kwargs: dict) -> tuple:
+    "Multi-head attention: projections are linear operations, and the recorder sees them."
+    with recorder:
+        return _attention_steps(*args, **kwargs)
+
+
+def _lstm_step(x: Tensor, gates: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    "Next hidden and cell state, from the projected input and the projected hidden state."
+    i, f, g, o = (x + gates).chunk(4, -1)
+    cell = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+    return o.sigmoid() * cell.tanh(), cell
+
+
+def _gru_step(x: Tensor, gates: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    "Next hidden state."
+    xr, xz, xn = x.chunk(3, -1)
+    hr, hz, hn = gates.chunk(3, -1)
+    new = (xn + (xr + hr).sigmoid() * hn).tanh()
+    update = (xz + hz).sigmoid()
+    return (new + update * (state[0] - new),)
+
+# %% ../nbs/07_per_example.ipynb #c424e31f
+def _recurrent(step: Callable) -> Callable:
+    "torch.lstm and its like, on padded sequences, step by step."
+
+    def run(recorder: "_Recorder", args: tuple, kwargs: dict) -> tuple | None:
+        if kwargs or len(args) != 9 or not isinstance(args[2], (list, tuple)):
+            return None  # packed sequences
+        x, state, weights, has_bias, layers, _, _, both_ways, batch_first = args
+        states = [state] if isinstance(state, Tensor) else list(state)
+        ways = 1 + both_ways
+        per_way = 2 + 2 * has_bias
+        if len(weights) != per_way * layers * ways:
+            return None  # projections
+        time = 1 if batch_first else 0
+        last = [[] for _ in states]
+        for layer in range(layers):
+            outputs = []
+            for way in range(ways):
+                at = layer * ways + way
+                own = [*weights[per_way * at : per_way * (at + 1)], None, None][:4]
+                start = tuple(s[at] for s in states)
+                output, end = _unroll(recorder, step, x, start, own, time, backwards=way == 1)
+                outputs.append(output)
+                last = [[*kept, s] for kept, s in zip(last, end)]
+            x = torch.cat(outputs, -1)
+        return (x, *(torch.stack(kept) for kept in last))
+
+    return run
+
+# %% ../nbs/07_per_example.ipynb #6fcc3168
+def _unroll(
+    recorder: "_Recorder", step: Callable, x: Tensor, state: tuple, weights: list, time: int, backwards: bool
+):
+    "Outputs of one layer in one direction, and its last state."
+    w_in, w_hidden, b_in, b_hidden = weights
+    inputs = recorder.linear(x, w_in, b_in).unbind(time)
+    outputs = []
+    for xt in reversed(inputs) if backwards else inputs:
+        state = step(xt, recorder.linear(state[0], w_hidden, b_hidden), state)
+        outputs.append(state[0])
+    ordered = outputs[::-1] if backwards else outputs
+    return torch.stack(ordered, time), state
+
+
+def _recurrent_cell(step: Callable, single: bool) -> Callable:
+    "torch.lstm_cell and its like: one step; `single` ones keep one state."
+
+    def run(recorder: "_Recorder", args: tuple, kwargs: dict) -> Any:
+        x, state, w_in, w_hidden, b_in, b_hidden = (*args, None, None)[:6]
+        states = (state,) if single else tuple(state)
+        gates = recorder.linear(states[0], w_hidden, b_hidden)
+        made = step(recorder.linear(x, w_in, b_in), gates, states)
+        return made[0] if single else made
+
+    return run
+
+
+def _rnn_step(activation: Callable) -> Callable:
+    "The plain recurrent step."
+    return lambda x, gates, state: (activation(x + gates),)
+
+# %% ../nbs/07_per_example.ipynb #6c2227e5
+_COMPOSED: dict[Callable, Callable] = {
+    F.multi_head_attention_forward: _attention,
+    torch.lstm: _recurrent(_lstm_step),
+    torch.gru: _recurrent(_gru_step),
+    torch.rnn_tanh: _recurrent(_rnn_step(torch.tanh)),
+    torch.rnn_relu: _recurrent(_rnn_step(torch.relu)),
+    torch.lstm_cell: _recurrent_cell(_lstm_step, single=False),
+    torch.gru_cell: _recurrent_cell(_gru_step, single=True),
+    torch.rnn_tanh_cell: _recurrent_cell(_rnn_step(torch.tanh), single=True),
+    torch.rnn_relu_cell: _recurrent_cell(_rnn_step(torch.relu), single=True),
+}
+
+
 class _Anchored(torch.autograd.Function):
     "Make a result that depends on no leaf depend on one, without a copy; the leaf's gradient means nothing."
 
@@ -419,71 +801,191 @@ class _Anchored(torch.autograd.Function):
     def backward(ctx, grad):
         return None, grad.new_zeros(())
 
-# %% ../nbs/07_per_example.ipynb #1c4bd45f
-@contextmanager
-def _tapping(modules: Sequence[nn.Module]) -> Iterator[tuple[list[_Call], list[Tensor]]]:
-    "Record input and output gradient of every call; all hooks are gone afterwards."
-    calls: list[_Call] = []
-    anchors: list[Tensor] = []
+# %% ../nbs/07_per_example.ipynb #38dc68b8
+class _Recorder(TorchFunctionMode):
+    "While active, operations on tracked parameters are recorded, and run outside of their graph."
 
-    def record(module, args, kwargs, out):
+    def __init__(self, tracked: dict[int, str]):
+        super().__init__()
+        self.tracked = tracked  # id of a parameter -> its name
+        self.calls: list[_Call] = []
+        self.anchors: list[Tensor] = []
+        self.nodes: set = set()  # where data enter the graph
+        self.cut: set[str] = set()  # parameters that took part while gradients were off
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in _COMPOSED:
+            made = _COMPOSED[func](self, args, kwargs)
+            if made is not None:
+                return made
+        rule = _RULES.get(func)
+        reading = rule.read(args, kwargs) if rule else None
+        out = self.record(rule, reading) if reading else None
+        return func(*args, **kwargs) if out is None else out
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        "A linear operation, recorded."
+        out = self.record(_LINEAR, _read_linear((x, weight, bias), {}))
+        return F.linear(x, weight, bias) if out is None else out
+
+    def record(self, rule: _Rule, reading: _Reading) -> Tensor | None:
+        "Run the operation and remember it; None: not one of ours."
+        weight = reading.weight if self._is_weight(reading.weight) else None
+        bias = reading.bias if self._is_weight(reading.bias) else None
+        if weight is None and bias is None:
+            return None
+        if id(reading.a) in self.tracked or (not rule.folds and self._is_weight(reading.a)):
+            return None  # a product of parameters
         if not torch.is_grad_enabled():
-            return None  # the model cuts its graph here: no gradient
-        a = (args or tuple(kwargs.values()))[0].detach()
+            self.cut |= {self.tracked[id(t)] for t in (weight, bias) if id(t) in self.tracked}
+            return None
+        outside = lambda t, ours: t if ours is None else t.detach()
+        out = reading.run(outside(reading.weight, weight), outside(reading.bias, bias))
         if not out.requires_grad:
-            anchors.append(torch.zeros((), dtype=out.dtype, device=out.device, requires_grad=True))
-            out = _Anchored.apply(out, anchors[-1])
-        calls.append(_Call(module, a))
-        out.register_hook(calls[-1].catch)
+            self.anchors.append(torch.zeros((), dtype=out.dtype, device=out.device, requires_grad=True))
+            out = _Anchored.apply(out, self.anchors[-1])
+        self.nodes.add(out.grad_fn)
+        self.calls.append(_Call(rule, reading.how, weight, bias, reading.a.detach()))
+        out.register_hook(self.calls[-1].catch)
         return out
 
-    handles = [m.register_forward_hook(record, with_kwargs=True) for m in modules]
-    try:
-        yield calls, anchors
-    finally:
-        for h in handles:
-            h.remove()
+    def _is_weight(self, t: Tensor | None) -> bool:
+        "A tracked parameter, or a tensor made of tracked parameters alone."
+        if t is None or not t.requires_grad:
+            return False
+        if t.grad_fn is None:
+            return id(t) in self.tracked
+        found = [t.grad_fn]
+        done = set()
+        while found:
+            node = found.pop()
+            if node in self.nodes:
+                return False
+            done.add(node)
+            found += [n for n, _ in node.next_functions if n is not None and n not in done]
+        return True
 
-# %% ../nbs/07_per_example.ipynb #ffb1793a
+# %% ../nbs/07_per_example.ipynb #91fc4d1a
+class _Use(NamedTuple):
+    "One use of a parameter."
+
+    call: _Call  # The operation
+    local: str  # "weight" or "bias"
+    through: Tensor | None  # Not the parameter itself but this tensor, made of it, was the weight
+    parameter: Tensor
+
+    def ordered(self, positions_first: bool) -> "_Use":
+        "The same use, its rows read in this order."
+        return self._replace(call=replace(self.call, positions_first=positions_first))
+
+    def parts(self, n: int, step: int, buffers: _Buffers | None = None) -> Iterator[Any]:
+        "`Outer` or dense (b m), `step` examples at a time."
+        for part in self.call.parts(self.local, n, step, buffers):
+            yield part if self.through is None else self._chain(_dense_rows(part))
+
+    def _chain(self, rows: Tensor) -> Tensor:
+        "Gradients of the parameter from those of the tensor that was made of it."
+        grads = _detached(rows).to(self.through.dtype).view(-1, *self.through.shape)
+        with torch.inference_mode(False), torch.enable_grad():
+            made = torch.autograd.grad(
+                self.through, self.parameter, grads, retain_graph=True, is_grads_batched=True
+            )
+        return _accumulated(made[0].flatten(1))
+
+# %% ../nbs/07_per_example.ipynb #92de7ff0
+def _parameters_of(t: Tensor) -> list[Tensor]:
+    "The leaves that a tensor is made of."
+    if t.grad_fn is None:
+        return [t]
+    found = [t.grad_fn]
+    leaves = {}
+    done = set()
+    while found:
+        node = found.pop()
+        if node in done:
+            continue
+        done.add(node)
+        if hasattr(node, "variable"):
+            leaves[id(node.variable)] = node.variable
+        found += [n for n, _ in node.next_functions if n is not None]
+    return list(leaves.values())
+
+# %% ../nbs/07_per_example.ipynb #eef4d722
+def _uses_by_parameter(calls: list[_Call], names: dict[int, str]) -> dict[str, list[_Use]]:
+    "Parameter -> its uses; several for tied weights. Keys of `names` are ids."
+    found: dict[str, list[_Use]] = {}
+    for call in calls:
+        for local in ("weight", "bias"):
+            t = getattr(call, local)
+            for p in [] if t is None else _parameters_of(t):
+                through = None if p is t else t
+                found.setdefault(names[id(p)], []).append(_Use(call, local, through, p))
+    return found
+
+# %% ../nbs/07_per_example.ipynb #c3308904
 @contextmanager
-def _parameters_frozen(model: nn.Module) -> Iterator[None]:
-    "Eval mode, parameters outside of the graph, gradients on; every flag comes back."
+def _only_tracked(model: nn.Module, tracked: dict[int, str], device: str) -> Iterator[None]:
+    "Eval mode and full precision; only tracked parameters are in the graph. Every flag comes back."
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    fused = torch.backends.mha.get_fastpath_enabled()  # the fused inference path of attention runs no hooks
+    fused = (
+        torch.backends.mha.get_fastpath_enabled()
+    )  # the fused inference path of attention cannot be recorded
     try:
         for p, _ in flags:
-            p.requires_grad_(False)
+            p.requires_grad_(id(p) in tracked)
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
-            yield
+            with torch.autocast(device, enabled=False):
+                yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for p, flag in flags:
             p.requires_grad_(flag)
 
-
+# %% ../nbs/07_per_example.ipynb #d8c70138
 @dataclass(frozen=True)
 class _Pass:
     "What one forward and one backward pass left behind."
 
-    calls: list[_Call]  # Of tapped modules, in order
+    calls: list[_Call]  # In order
     factor: Tensor  # (B,), see `loss_terms`
     output: Tensor  # Model output
+    elsewhere: list[str]  # Watched parameters that are also used by operations without a rule
+    cut: set[str]  # Parameters that took part while gradients were off
 
-# %% ../nbs/07_per_example.ipynb #9017f419
+
 def _record(
-    model: nn.Module, modules: Sequence[nn.Module], x: Tensor, y: Tensor, loss: Loss, layout
+    model: nn.Module, names: dict, x: Tensor, y: Tensor, loss: Loss, layout, watched: Sequence[str]
 ) -> _Pass:
-    "One forward and one backward for the whole batch."
-    with _parameters_frozen(model), _tapping(modules) as (calls, anchors):
+    "One forward and one backward pass for the whole batch."
+    tracked = {id(p): n for n, p in names.items()}
+    recorder = _Recorder(tracked)
+    with _only_tracked(model, tracked, x.device.type), recorder:
         output = unwrap_output(model(in_layout(_detached(x), layout)))
         y = _detached(y)
         _check_labels(loss, output, y)
         terms, factor = loss_terms(loss, output, y)
-        if anchors and terms.requires_grad:
-            torch.autograd.grad(terms.sum(), anchors, allow_unused=True)
-    used = [call for call in calls if call.d is not None]
-    return _Pass(used, factor, check_finite("the model output", output.detach()))
+        sources = [*recorder.anchors, *(names[n] for n in watched)]
+        grads = _gradients(terms.sum(), sources) if sources and terms.requires_grad else [None] * len(sources)
+    elsewhere = [n for n, g in zip(watched, grads[len(recorder.anchors) :]) if g is not None]
+    calls = [call for call in recorder.calls if call.d is not None]
+    output = check_finite("the model output", output.detach())
+    return _Pass(calls, _accumulated(factor), output, elsewhere, recorder.cut)
+
+
+_grad = _unguarded(torch.autograd.grad)  # keeps the recorder active while a checkpoint runs its part again
+
+# %% ../nbs/07_per_example.ipynb #39483b53
+def _gradients(total: Tensor, sources: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    "autograd.grad, with a sentence for what it cannot do."
+    try:
+        return _grad(total, sources, allow_unused=True)
+    except RuntimeError as error:
+        if "heckpoint" not in str(error):
+            raise
+        said = "the model's checkpoints give no gradients here"
+        raise LayerError(f"{said}: use use_reentrant=False, or switch them off") from error
 
 
 def picture_layout(
@@ -504,7 +1006,7 @@ def picture_layout(
     close = got.shape == want.shape and torch.allclose(got, want, rtol=1e-3, atol=tolerance)
     return torch.channels_last if close else torch.preserve_format
 
-# %% ../nbs/07_per_example.ipynb #b83f35f9
+# %% ../nbs/07_per_example.ipynb #aa4f7726
 def in_layout(
     x: Tensor,  # Inputs, (B ...)
     layout: torch.memory_format,  # Wanted layout
@@ -535,22 +1037,12 @@ def _dense_rows(part: Any) -> Tensor:
         return part
     return _in_stored_order(part.explicit(), part.kernel, part.right.shape[2])
 
-# %% ../nbs/07_per_example.ipynb #cb209387
-def _calls_by_parameter(calls: list[_Call], names: dict[int, str]) -> dict[str, list[tuple[_Call, str]]]:
-    "Parameter -> its calls, and its name there; several for tied weights. Keys of `names` are ids."
-    found: dict[str, list] = {}
-    for call in calls:
-        for local, p in call.module._parameters.items():
-            if id(p) in names and local in ("weight", "bias"):
-                found.setdefault(names[id(p)], []).append((call, local))
-    return found
 
-
-def _merged_part(uses: list[tuple[_Call, str]], n: int) -> Any:
+def _merged_part(uses: list[_Use], n: int) -> Any:
     "The gradient of one parameter for all n examples at once, `Outer` or dense (n m)."
-    return _merge_uses([next(call.parts(local, n, n)) for call, local in uses])
+    return _merge_uses([next(use.parts(n, n)) for use in uses])
 
-# %% ../nbs/07_per_example.ipynb #36ad90e2
+# %% ../nbs/07_per_example.ipynb #abafbbad
 def loop_gradients(
     model: nn.Module,  # Model to explain
     x: Tensor,  # Inputs, (B ...)
@@ -561,28 +1053,30 @@ def loop_gradients(
     "One backward per example: the plain definition that everything else is tested against."
     wanted = lambda name, p: p.requires_grad if names is None else name in names
     chosen = {n: p for n, p in model.named_parameters() if wanted(n, p)}
-    x = _detached(x)
+    x = fit_input(model, _detached(x))
     y = _detached(y)
-    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
+    full = torch.autocast(x.device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model), full:
         rows = [_one_gradient(model, chosen, x[i : i + 1], y[i : i + 1], loss) for i in range(len(x))]
     return {n: torch.stack([row[n] for row in rows]) for n in chosen}
 
-# %% ../nbs/07_per_example.ipynb #8eab083a
+# %% ../nbs/07_per_example.ipynb #d4c8f5bd
 def _one_gradient(
     model: nn.Module, chosen: dict[str, nn.Parameter], x: Tensor, y: Tensor, loss: Loss
 ) -> dict[str, Tensor]:
     "Flat gradients of one example, by name."
     free = {n: p.detach().requires_grad_() for n, p in chosen.items()}
     term = loss_terms(loss, unwrap_output(functional_call(model, free, (x,))), y)[0]
-    grads = torch.autograd.grad(term.sum(), list(free.values()), allow_unused=True)
+    grads = _gradients(term.sum(), list(free.values()))
     return {n: _flat_gradient(g, p) for (n, p), g in zip(free.items(), grads)}
 
 
 def _flat_gradient(g: Tensor | None, p: Tensor) -> Tensor:
     "A gradient as autograd returns it, dense and flat; zeros for an unused parameter."
     if g is None:
-        return torch.zeros_like(p).flatten()
-    return (g.to_dense() if g.is_sparse else g).flatten()
+        return _accumulated(torch.zeros_like(p).flatten())
+    dense = g.to_dense() if g.is_sparse else g
+    return _accumulated(dense.flatten())
 
 # %% ../nbs/07_per_example.ipynb #2b1755bc
 @dataclass(frozen=True)
@@ -611,7 +1105,7 @@ class FactorShape:
         "Multiplications that write one example's gradient out."
         return self.groups * self.positions * self.rows * self.columns
 
-# %% ../nbs/07_per_example.ipynb #10566676
+# %% ../nbs/07_per_example.ipynb #494fec7e
 @dataclass(frozen=True)
 class Coverage:
     "Which parameters the gradients cover, how each is computed, and how far that is from an autograd loop."
@@ -619,7 +1113,8 @@ class Coverage:
     how: dict[str, str]  # Parameter name -> "outer" (factors), "dense" (small, explicit), "vmap" or "skip"
     size: dict[str, int]  # Parameter name -> number of values
     shape: dict[str, FactorShape]  # Of every "outer" weight
-    calls: dict[str, tuple[float, ...]]  # Parameter -> rows per example in each module call it takes part in
+    calls: dict[str, tuple[float, ...]]  # Parameter -> rows per example in each use; -1: positions come first
+    folded: dict[str, str]  # Weight -> bias that its factors can count
     residual: float  # Largest relative error over parameters, against one backward per example on the probe
     activation: int  # Values recorded per example in one pass, for the memory plan
     layout: torch.memory_format  # Layout in which the model is fed
@@ -651,7 +1146,7 @@ class Coverage:
         error = f"error against a loop over {self.probe} examples {self.residual:.1e}"
         return f"{share}; tensors: {kinds}), {error}{skipped}"
 
-# %% ../nbs/07_per_example.ipynb #216bb1ef
+# %% ../nbs/07_per_example.ipynb #ebad5ea7
 def coverage(
     model: nn.Module,  # Model to explain; parameters with requires_grad=True are covered
     x: Tensor,  # A few inputs, (B ...); two or more, so that a mix-up of examples shows
@@ -660,42 +1155,120 @@ def coverage(
     parameters: str = "*",  # Shell pattern of parameter names, for example "classifier.*"
     on_missing: str = "error",  # Parameters without a rule: "error", "vmap" (per example, slower) or "skip"
 ) -> Coverage:  # What is covered; raises LayerError for parameters without a rule unless told otherwise
-    "Compare the tapped gradients with a loop on a small probe, and decide how each parameter is computed."
+    "Compare the recorded gradients with a loop on a small probe, and decide how each parameter is computed."
     if on_missing not in ("error", "vmap", "skip"):
         raise ValueError(f"on_missing is {on_missing!r}; use 'error', 'vmap' or 'skip'")
+    model = bare_model(model)
     names = _choose_parameters(model, parameters)
+    x = fit_input(model, x)
     layout = picture_layout(model, x)
-    calls = _record(model, _modules_to_tap(model, names), x, y, loss, layout).calls
-    uses = _calls_by_parameter(calls, {id(p): n for n, p in names.items()})
-    rows = {n: tuple(call.d.shape[0] / len(x) for call, _ in users) for n, users in uses.items()}
-    whole = [n for n in uses if all(r.is_integer() for r in rows[n])]
-    parts = {n: _merged_part(uses[n], len(x)) for n in whole}
-    errors, silent = _compare_with_loop(model, x, y, loss, names, parts)
-    limit = 1e-8 if x.dtype == torch.float64 else 1e-2
-    bad = [n for n in names if not errors.get(n, 0.0 if n in silent else math.inf) <= limit]
+    made = _record(model, names, x, y, loss, layout, list(names))
+    uses = _uses_by_parameter(made.calls, {id(p): n for n, p in names.items()})
+    for name in made.elsewhere:
+        uses.pop(name, None)
+    want = _loop_reference(model, x, y, loss, names, made.cut)
+    found = {n: _Fit.of(uses[n], len(x), want[n], _floor_of(want)) for n in uses}
+    limit = _tolerance(x.dtype if x.is_floating_point() else made.output.dtype)
+    bad = [n for n in names if not _error_of(found.get(n), want[n]) <= limit]
     if bad and on_missing == "error":
         raise LayerError(_explain_missing(model, bad))
-    how = {n: on_missing if n in bad else _way(parts.get(n)) for n in names}
-    shape = {n: _factor_shape(parts[n]) for n in names if how[n] == "outer"}
-    recorded = sum(call.a.numel() + call.d.numel() for call in calls) // len(x)
-    residual = max((errors[n] for n in parts if n not in bad), default=0.0)
+    return _make_coverage(names, found, bad, on_missing, made, layout, len(x))
+
+# %% ../nbs/07_per_example.ipynb #d9ed88b5
+class _Fit(NamedTuple):
+    "How well the recorded uses of a parameter give its gradient."
+
+    uses: list[_Use]  # With the order of their rows
+    part: Any  # `Outer` or dense (B m)
+    error: float  # Relative to the loop's
+
+    @classmethod
+    def of(cls, uses: list[_Use], n: int, want: Tensor, floor: float) -> "_Fit | None":
+        "The better of two orders of the rows: an example's positions together, or positions first."
+        fits = []
+        for positions_first in (False, True):
+            ordered = [use.ordered(positions_first) for use in uses]
+            if all(use.call.fits(n) for use in ordered):
+                part = _merged_part(ordered, n)
+                fits.append(cls(ordered, part, _relative_error(_dense_rows(part), want, floor)))
+                if fits[-1].error < 1e-4:
+                    break
+        return min(fits, key=lambda fit: fit.error, default=None)
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    "Largest relative error that rounding explains."
+    return {torch.float64: 1e-8, torch.float32: 1e-2}.get(dtype, 0.2)
+
+
+def _error_of(fit: _Fit | None, want: Tensor) -> float:
+    "Relative error of one parameter; 0 for one that is not used and gets no gradient."
+    if fit is None:
+        return math.inf if want.any() else 0.0
+    return fit.error
+
+# %% ../nbs/07_per_example.ipynb #bc3e74b2
+def _floor_of(want: dict[str, Tensor]) -> float:
+    "Errors are not taken relative to less than this."
+    return 1e-6 * max(float(g.norm(dim=1).max()) for g in want.values())
+
+
+def _make_coverage(
+    names: dict, found: dict, bad: list, on_missing: str, made: _Pass, layout, n: int
+) -> Coverage:
+    "What was found, as a record."
+    good = {name: fit for name, fit in found.items() if fit is not None and name not in bad}
+    how = {name: on_missing if name in bad else _way(good.get(name)) for name in names}
+    shape = {name: _factor_shape(good[name].part) for name in names if how[name] == "outer"}
+    recorded = sum(call.a.numel() + call.d.numel() for call in made.calls) // n
     return Coverage(
-        how, {n: p.numel() for n, p in names.items()}, shape, rows, residual, recorded, layout, len(x)
+        how=how,
+        size={name: p.numel() for name, p in names.items()},
+        shape=shape,
+        calls={name: tuple(_rows_of_use(use, n) for use in fit.uses) for name, fit in good.items()},
+        folded=_folded_biases(good, names, shape),
+        residual=max((fit.error for fit in good.values()), default=0.0),
+        activation=recorded,
+        layout=layout,
+        probe=n,
     )
 
-# %% ../nbs/07_per_example.ipynb #b3fc5ffa
-def _compare_with_loop(
-    model, x, y, loss: Loss, names: dict, parts: dict
-) -> tuple[dict[str, float], list[str]]:
-    "Relative error of each tapped parameter, and the parameters that get no gradient from these examples."
+
+def _rows_of_use(use: _Use, n: int) -> float:
+    "Rows per example; -1 where positions come first, since their number may change from batch to batch."
+    return -1.0 if use.call.positions_first else use.call.rows / n
+
+# %% ../nbs/07_per_example.ipynb #68a4db03
+def _folded_biases(good: dict[str, _Fit], names: dict, shape: dict) -> dict[str, str]:
+    "Weight -> the bias that its factors may count: both are used once, in one call, and as they are."
+    name_of = {id(p): name for name, p in names.items()}
+    folded = {}
+    for name in shape:
+        use = good[name].uses[0]
+        bias = name_of.get(id(use.call.bias))
+        alone = len(good[name].uses) == 1 and bias in good and len(good[bias].uses) == 1
+        if alone and use.through is None and use.call.rule.folds:
+            folded[name] = bias
+    return folded
+
+# %% ../nbs/07_per_example.ipynb #63e5de32
+def _loop_reference(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Loss, names: dict, cut: set
+) -> dict[str, Tensor]:
+    "Gradients of the loop; a warning lists the parameters that get none from these examples."
     want = loop_gradients(model, x, y, loss, list(names))
     silent = [n for n in names if not want[n].any()]
     if silent:
         said = f"the {len(x)} examples that the gradients are checked on give none to {silent}"
-        warnings.warn(f"{said}: not used, or not checked", stacklevel=3)
-    largest = max(float(g.norm(dim=1).max()) for g in want.values())
-    errors = {n: _relative_error(_dense_rows(part), want[n], 1e-6 * largest) for n, part in parts.items()}
-    return errors, silent
+        said = f"{said}: not used, or not checked"
+        off = sorted(cut & set(silent))
+        why = (
+            f"; {off} run with gradients switched off (torch.no_grad, or a reentrant checkpoint)"
+            if off
+            else ""
+        )
+        warnings.warn(said + why, stacklevel=3)
+    return want
 
 
 def _relative_error(got: Tensor, want: Tensor, floor: float) -> float:
@@ -704,19 +1277,19 @@ def _relative_error(got: Tensor, want: Tensor, floor: float) -> float:
     return float((got - want).norm(dim=1).max()) / scale
 
 
-def _way(part: Any) -> str:
-    "How a parameter is computed, from what its tap gave."
-    if part is None:
+def _way(fit: _Fit | None) -> str:
+    "How a parameter is computed."
+    if fit is None:
         return "skip"
-    return "outer" if isinstance(part, Outer) else "dense"
+    return "outer" if isinstance(fit.part, Outer) else "dense"
 
-
+# %% ../nbs/07_per_example.ipynb #f8d2520c
 def _factor_shape(part: Outer) -> FactorShape:
     "The shape of one example's factors."
     _, groups, columns, positions = part.right.shape
     return FactorShape(groups, part.rows, columns, positions, part.indexed, part.kernel)
 
-# %% ../nbs/07_per_example.ipynb #398c5bad
+
 def _choose_parameters(model: nn.Module, parameters: str) -> dict[str, nn.Parameter]:
     "The parameters that the pattern names and that require a gradient, each once."
     if not isinstance(parameters, str):
@@ -728,29 +1301,68 @@ def _choose_parameters(model: nn.Module, parameters: str) -> dict[str, nn.Parame
         raise ValueError(f"{said}; the model has {list(every)[:6]} ...: unfreeze it or change the pattern")
     return names
 
-
-def _modules_to_tap(model: nn.Module, names: dict[str, nn.Parameter]) -> list[nn.Module]:
-    "Modules with a rule that own a chosen parameter; LayerError for BatchNorm on batch statistics."
+# %% ../nbs/07_per_example.ipynb #56ab8e64
+def bare_model(
+    model: nn.Module,  # As the user has it
+) -> (
+    nn.Module
+):  # The module inside `torch.compile` and data-parallel wrappers; TypeError or LayerError for others
+    "The module whose parameters are differentiated."
+    model = uncompiled(model)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("a scripted model cannot be taken apart; pass the nn.Module that it was made of")
     for path, m in model.named_modules():
         if isinstance(m, _BATCH_NORMS) and m.running_mean is None:
             said = f"layer {path!r} uses the statistics of its batch, so no example has a gradient of its own"
             raise LayerError(f"{said}; build it with track_running_stats=True")
-    ids = {id(p) for p in names.values()}
-    owns = lambda m: any(id(p) in ids for p in m._parameters.values())
-    plain = lambda m: type(m) in _WEIGHTS and not getattr(m, "scale_grad_by_freq", False)
-    return [m for m in model.modules() if plain(m) and owns(m)]
+    return model
 
-# %% ../nbs/07_per_example.ipynb #3ff8cac7
+
+def model_device(
+    model: nn.Module,  # Any module
+) -> torch.device:  # Where its first parameter is; ValueError if it has none
+    "The device of a model."
+    first = next(model.parameters(), None)
+    if first is None:
+        raise ValueError("the model has no parameters, so there is no gradient to compare")
+    return first.device
+
+
+def full_precision(
+    model: nn.Module,  # Any module
+) -> torch.autocast:  # A context
+    "Autocast switched off: gradients are made in the precision of the parameters."
+    return torch.autocast(model_device(model).type, enabled=False)
+
+# %% ../nbs/07_per_example.ipynb #75e294a2
+def fit_input(
+    model: nn.Module,  # Any module
+    x: Tensor | np.ndarray,  # Inputs, (B ...)
+) -> Tensor:  # On the model's device; floating-point inputs in the precision of its parameters
+    "Inputs as the model takes them; TypeError for what is no array."
+    if not isinstance(x, (Tensor, np.ndarray)):
+        said = f"inputs are {type(x).__name__}, expected one tensor (B ...)"
+        raise TypeError(f"{said}; for several inputs pass a model and a Dataset that pack them into one")
+    x = torch.as_tensor(x).to(model_device(model))
+    wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+    return x.to(wanted) if x.is_floating_point() else x
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
 def _explain_missing(model: nn.Module, bad: list[str]) -> str:
     "Say which parameters have no rule and what to do."
     kind = lambda name: type(model.get_submodule(name.rpartition(".")[0])).__name__
     named = ", ".join(f"{n} ({kind(n)})" for n in bad[:8])
-    said = f"{len(bad)} parameter tensors have no gradient rule or are not used as their layer is: {named}"
+    said = f"{len(bad)} parameter tensors have no gradient rule, or are also used elsewhere: {named}"
     return (
         f"{said}; pass on_missing='vmap' to compute them one example at a time, or 'skip' to leave them out"
     )
 
-
+# %% ../nbs/07_per_example.ipynb #8d64b5bf
 def _vmap_gradients(
     model: nn.Module, x: Tensor, y: Tensor, loss: Loss, names: list[str]
 ) -> dict[str, Tensor]:
@@ -763,12 +1375,13 @@ def _vmap_gradients(
 
     each = vmap(grad(one), in_dims=(None, 0, 0))
     try:
-        with _parameters_frozen(model), sdpa_kernel(SDPBackend.MATH):
-            return {n: g.flatten(1) for n, g in each(free, _detached(x), _detached(y)).items()}
+        with _only_tracked(model, {}, x.device.type), sdpa_kernel(SDPBackend.MATH):
+            made = each(free, _detached(x), _detached(y))
+        return {n: _accumulated(g.flatten(1)) for n, g in made.items()}
     except RuntimeError:
         return loop_gradients(model, x, y, loss, names)
 
-# %% ../nbs/07_per_example.ipynb #157502f0
+# %% ../nbs/07_per_example.ipynb #7ad916de
 class BatchGradients:
     "One forward and one backward pass; the gradients are made parameter by parameter from what was recorded."
 
@@ -781,31 +1394,25 @@ class BatchGradients:
         y: Tensor,  # Labels or targets
         loss: Loss,  # See `loss_terms`
         buffers: _Buffers | None = None,  # Memory that the next batch may use again
+        check: bool = False,  # Compare a few examples with themselves alone, see `check_independence`
     ):
+        model = bare_model(model)
+        x = fit_input(model, x)
         self.cov = cov
         self.ghost = ghost
         self.buffers = buffers or _Buffers()
-        names = {n: p for n, p in model.named_parameters() if n in cov.how}
-        made = _record(model, _modules_to_tap(model, names), x, y, loss, cov.layout)
+        ruled = {n: p for n, p in model.named_parameters() if cov.how.get(n) in ("outer", "dense")}
+        made = _record(model, ruled, x, y, loss, cov.layout, list(ruled))
         self.factor = made.factor
         self.output = made.output
-        by_tap = {id(p): n for n, p in names.items() if cov.how[n] in ("outer", "dense")}
-        self.uses = _calls_by_parameter(made.calls, by_tap)
-        self._check_calls()
+        self.uses = _ordered_uses(_uses_by_parameter(made.calls, {id(p): n for n, p in ruled.items()}), cov)
+        _check_uses(self.uses, cov, len(x), made.elsewhere)
         slow = [n for n, how in cov.how.items() if how == "vmap"]
         self.slow = _vmap_gradients(model, x, y, loss, slow) if slow else {}
-        self.names = [n for n in cov.names if not _bias_is_folded(n, cov, ghost)]
-
-    def _check_calls(self) -> None:
-        "Each parameter takes part in the same calls, with as many rows per example, as in the probe."
-        rows = {n: [call.d.shape[0] for call, _ in uses] for n, uses in self.uses.items()}
-        want = {n: [r * len(self.factor) for r in self.cov.calls.get(n, ())] for n in self.cov.names}
-        odd = [n for n in self.cov.names if self.cov.how[n] != "vmap" and rows.get(n, []) != want[n]]
-        if odd:
-            said = f"{odd} took part in another number of calls, or with other rows per example,"
-            raise LayerError(
-                f"{said} than in the probe; models whose layers depend on the batch are not supported"
-            )
+        counted = {bias for weight, bias in cov.folded.items() if weight in ghost}
+        self.names = [n for n in cov.names if n not in counted]
+        if check:
+            check_independence(model, self, x, y, loss)
 
     def part(
         self,
@@ -814,8 +1421,7 @@ class BatchGradients:
     ) -> tuple[Any, Tensor]:  # `Outer` or (B m), and squared norms (B,)
         "Gradients of one parameter in the cheaper form."
         if name in self.ghost:
-            folded = _bias_is_folded(name[:-6] + "bias", self.cov, self.ghost)
-            part = replace(_merged_part(self.uses[name], len(self.factor)), bias=folded)
+            part = replace(_merged_part(self.uses[name], len(self.factor)), bias=name in self.cov.folded)
             return part, ghost_norm2(part)
         if out is None:
             out = self.factor.new_empty(len(self.factor), self.cov.size[name])
@@ -836,12 +1442,23 @@ class BatchGradients:
             self.buffers.rows = self.factor.new_empty(need)
         return self.part(name, self.buffers.rows[: n * self.cov.size[name]].view(n, -1))
 
+    def of_examples(
+        self,
+        examples: Tensor,  # (b,) positions in the batch
+    ) -> dict[str, Tensor]:  # Parameter -> (b m)
+        "Explicit gradients of some of the examples."
+        made = {name: rows[examples] for name, rows in self.slow.items()}
+        for name, uses in self.uses.items():
+            some = [use._replace(call=use.call.pick(examples, len(self.factor))) for use in uses]
+            made[name] = _dense_rows(_merged_part(some, len(examples)))
+        return made
+
     def _write(self, name: str, out: Tensor) -> Tensor:
         "Squared norms; gradients go to `out`, a few examples at a time, so that patches stay in the cache."
         uses = self.uses[name]
         step = _examples_in_cache(self.cov, name, out)
         buffers = self.buffers if len(uses) == 1 else None
-        streams = zip(*(call.parts(local, len(out), step, buffers) for call, local in uses))
+        streams = zip(*(use.parts(len(out), step, buffers) for use in uses))
         norms = []
         for block, parts in zip(out.split(step), streams):
             made = _merge_uses(parts)
@@ -849,7 +1466,32 @@ class BatchGradients:
             norms.append(torch.linalg.vector_norm(rows, dim=1))
         return torch.cat(norms).square()
 
-# %% ../nbs/07_per_example.ipynb #a3e1ab55
+# %% ../nbs/07_per_example.ipynb #2e08445d
+def check_independence(
+    model: nn.Module,  # Model to explain
+    batch: BatchGradients,  # Its gradients of x
+    x: Tensor,  # Inputs, (B ...)
+    y: Tensor,  # Labels or targets
+    loss: Loss,  # See `loss_terms`
+    rows: int = 3,  # Examples to look at
+) -> None:  # Raises LayerError if their gradients depend on the company
+    "Compare a few random examples of a batch with the same examples alone."
+    n = len(batch.factor)
+    if n == 1:
+        return
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(n))[:rows].sort().values
+    some = chosen.to(batch.factor.device)
+    made = batch.of_examples(some)
+    want = loop_gradients(model, x[chosen], y[chosen], loss, list(made))
+    distance = sum(squared_norm(made[name] - want[name]) for name in made).sqrt()
+    length = sum(squared_norm(g) for g in want.values()).sqrt()
+    limit = _tolerance(batch.output.dtype) * length.clamp_min(1e-6 * float(length.max()) + 1e-30)
+    wrong = chosen[(distance > limit).cpu()].tolist()
+    if wrong:
+        said = f"examples {wrong} of a batch of {n} have other gradients in the batch than alone"
+        raise LayerError(f"{said}: the model mixes or reorders its examples; pass batch_size=1")
+
+# %% ../nbs/07_per_example.ipynb #5f5ca687
 def _examples_in_cache(cov: Coverage, name: str, out: Tensor, cache: int = 2**20) -> int:
     "How many examples are worked on at once: what fits into a core's cache (bytes); elsewhere all."
     if name not in cov.shape or out.device.type != "cpu":
@@ -859,11 +1501,33 @@ def _examples_in_cache(cov: Coverage, name: str, out: Tensor, cache: int = 2**20
     return max(1, cache // (numbers * out.element_size()))
 
 
-def _bias_is_folded(name: str, cov: Coverage, ghost: frozenset[str]) -> bool:
-    "Whether a weight's factors count this bias, as a constant input: both are used once."
-    weight = name[:-4] + "weight"
-    once = len(cov.calls.get(name, ())) == len(cov.calls.get(weight, ())) == 1
-    return name.rpartition(".")[2] == "bias" and weight in ghost and once
+def _ordered_uses(uses: dict[str, list[_Use]], cov: Coverage) -> dict[str, list[_Use]]:
+    "Uses of the parameters with a rule, their rows read as in the probe."
+    ordered = {}
+    for name in cov.names:
+        rows = cov.calls.get(name, ())
+        if name in uses and len(rows) == len(uses[name]):
+            ordered[name] = [use.ordered(r < 0) for use, r in zip(uses[name], rows)]
+    return ordered
+
+# %% ../nbs/07_per_example.ipynb #9d62ae13
+def _check_uses(uses: dict[str, list[_Use]], cov: Coverage, n: int, elsewhere: list[str]) -> None:
+    "Each parameter takes part in the same operations, with as many rows per example, as in the probe."
+    odd = list(elsewhere)
+    for name in cov.names:
+        if cov.how[name] == "vmap":
+            continue
+        found = uses.get(name, [])
+        fits = [
+            use.call.fits(n) if r < 0 else use.call.rows == r * n for use, r in zip(found, cov.calls[name])
+        ]
+        if len(found) != len(cov.calls[name]) or not all(fits):
+            odd.append(name)
+    if odd:
+        said = f"{odd} took part in another number of calls, or with other rows per example,"
+        raise LayerError(
+            f"{said} than in the probe; models whose layers depend on the batch are not supported"
+        )
 
 
 @dataclass(frozen=True)
@@ -947,7 +1611,7 @@ class TilePlan:
     row_bytes: int  # Bytes kept for one example
     pass_bytes: int  # Bytes one example needs while its gradient is being made
 
-# %% ../nbs/07_per_example.ipynb #f263afd8
+# %% ../nbs/07_per_example.ipynb #a03a1d46
 def plan_tiles(
     cov: Coverage,  # Shapes of the weights
     ghost: frozenset[str],  # Weights kept as factors
@@ -963,7 +1627,8 @@ def plan_tiles(
     kept = {n: cov.shape[n].numbers if n in ghost else cov.size[n] for n in cov.names}
     factors = max((s.numbers for s in cov.shape.values()), default=0)
     row = sum(kept.values()) * itemsize
-    once = (3 * cov.activation + 2 * factors + max(kept.values())) * itemsize
+    slow = sum(cov.size[n] for n in cov.names if cov.how[n] == "vmap")  # all of them are made at once
+    once = (3 * cov.activation + 2 * factors + max(kept.values()) + 2 * slow) * itemsize
     if row + once > memory:
         said = f"memory={memory} bytes is too small: one example needs {row + once}"
         raise ValueError(f"{said}; raise memory or narrow parameters")
@@ -974,7 +1639,7 @@ def plan_tiles(
     rows = (memory * 7 // 8 - batch * once) // (row + 8 * batch)  # an eighth is for pairs of positions
     return TilePlan(max(1, min(n_test, rows)), batch, row, once)
 
-# %% ../nbs/07_per_example.ipynb #f6461893
+# %% ../nbs/07_per_example.ipynb #dd30d604
 Examples = Any  # A pair (x, y) of tensors, an object with fields x and y, or a map-style Dataset of (x, y)
 
 
@@ -987,7 +1652,7 @@ def count_examples(
     data: Examples,  # Pair of tensors, `Images`, or a Dataset
 ) -> int:  # Number of examples
     "How many examples there are; raises TypeError for anything else."
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, (Tensor, np.ndarray)) for t in data):
         if len(data[0]) != len(data[1]):
             raise ValueError(f"{len(data[0])} inputs but {len(data[1])} labels")
         return len(data[0])
@@ -1000,7 +1665,7 @@ def count_examples(
         f"expected a pair (x, y) of tensors or a map-style Dataset of (x, y), got {type(data).__name__}"
     )
 
-# %% ../nbs/07_per_example.ipynb #2e68f930
+# %% ../nbs/07_per_example.ipynb #35922f90
 def take_examples(
     data: Examples,  # Pair of tensors, `Images`, or a Dataset
     index: range | Sequence[int],  # Which examples
@@ -1010,11 +1675,23 @@ def take_examples(
     if hasattr(data, "take_examples"):
         return data.take_examples(index, device)
     if not isinstance(data, tuple) and not _has_tensors(data):
-        batch = default_collate([tuple(data[i])[:2] for i in index])
-        return tuple(torch.as_tensor(t).to(device) for t in batch)
+        return _collate([data[i] for i in index], device)
     x, y = data if isinstance(data, tuple) else (data.x, data.y)
     rows = slice(index.start, index.stop) if isinstance(index, range) else index
-    return x[rows].to(device), y[rows].to(device)
+    return torch.as_tensor(x[rows]).to(device), torch.as_tensor(y[rows]).to(device)
+
+
+def _collate(rows: list, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    "Rows (x, y) of a Dataset as a batch; TypeError for rows of another form."
+    first = rows[0]
+    if not isinstance(first, (tuple, list)) or len(first) < 2 or isinstance(first[0], (dict, tuple, list)):
+        got = type(first).__name__
+        if isinstance(first, (tuple, list)) and len(first):
+            got = f"a {got} whose first entry is {type(first[0]).__name__}"
+        said = f"a row of the Dataset is {got}, expected (x, y) with one tensor x"
+        raise TypeError(f"{said}; wrap the Dataset, and the model if it takes several inputs")
+    x, y = default_collate([tuple(row)[:2] for row in rows])
+    return torch.as_tensor(x).to(device), torch.as_tensor(y).to(device)
 
 
 def batches_of(
@@ -1077,7 +1754,7 @@ class JoinedExamples:
         order = torch.from_numpy(place).to(x.device)
         return x[order], y[order]
 
-# %% ../nbs/07_per_example.ipynb #dfe40d80
+# %% ../nbs/07_per_example.ipynb #ca2ae35e
 class ChosenExamples:
     "A choice among examples, in its own order."
 
@@ -1117,9 +1794,11 @@ def run_batches(
     layout: torch.memory_format = torch.preserve_format,  # See `picture_layout`
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # Inputs, labels, outputs of one batch after another
     "Forward passes without gradients, in eval mode."
-    device = next(model.parameters()).device
+    model = bare_model(model)
+    device = model_device(model)
     for _, x, y in batches_of(data, 0, count_examples(data), batch_size, device):
-        with torch.no_grad(), eval_mode(model):
+        x = fit_input(model, x)
+        with torch.no_grad(), eval_mode(model), torch.autocast(device.type, enabled=False):
             output = unwrap_output(model(in_layout(x, layout)))
         yield x, y, output
 
@@ -1170,7 +1849,7 @@ class Gram:
         choices = "'gc', 'gd', 'grad_l2', 'margin_dot' or 'layer_mean' (the last only if asked for)"
         raise ValueError(f"metric is {name!r}; use {choices}")
 
-# %% ../nbs/07_per_example.ipynb #e538c588
+# %% ../nbs/07_per_example.ipynb #3e50bc77
 def gradient_gram(
     model: nn.Module,  # Model to explain, its parameters with requires_grad=True
     test: Examples,  # Queries: (x, y) tensors or a Dataset; y is the label to explain
@@ -1186,23 +1865,27 @@ def gradient_gram(
     progress: str | None = None,  # Label of a progress bar
 ) -> Gram:  # Exact; raises LayerError, ValueError, NonFiniteError
     "Inner products of all pairs of gradients, streamed: never more than a tile of gradients in memory."
-    first = next(model.parameters())
-    device = torch.device(device) if device else first.device
+    model = bare_model(model)
+    device = torch.device(device) if device else model_device(model)
+    itemsize = max(4, next(model.parameters()).element_size())
     n = count_examples(test)
     m = count_examples(train)
     if not n * m:
         raise ValueError(f"{n} test and {m} training examples; both must be positive")
     cov = coverage(model, *_probe(test, train, device), loss, parameters, on_missing)
     ghost = plan_ghosts(cov, n, m)
-    plan = plan_tiles(cov, ghost, n, m, memory, batch_size, first.element_size())
+    plan = plan_tiles(cov, ghost, n, m, memory, batch_size, itemsize)
     sums = _Sums(n, m, layer_mean, cov, pairs=memory // 128)
     buffers = _Buffers()
-    record = lambda x, y: BatchGradients(model, cov, ghost, x, y, loss, buffers)
-    for lo in range(0, n, plan.test_rows):
-        hi = min(n, lo + plan.test_rows)
-        tile = _tile((record(x, y) for _, x, y in batches_of(test, lo, hi, plan.batch, device)), hi - lo)
-        for j, x, y in batches_of(train, 0, m, plan.batch, device, progress):
-            sums.add(lo, tile, j, record(x, y))
+
+    record = lambda x, y, first: BatchGradients(model, cov, ghost, x, y, loss, buffers, check=first)
+    with full_precision(model):
+        for lo in range(0, n, plan.test_rows):
+            hi = min(n, lo + plan.test_rows)
+            queries = batches_of(test, lo, hi, plan.batch, device)
+            tile = _tile((record(x, y, i == 0) for i, x, y in queries), hi - lo)
+            for j, x, y in batches_of(train, 0, m, plan.batch, device, progress):
+                sums.add(lo, tile, j, record(x, y, lo == j == 0))
     return sums.finish()
 
 # %% ../nbs/07_per_example.ipynb #839be5bb

@@ -7,10 +7,11 @@ __all__ = ['RELEVANCE_METRICS', 'gradient_cosine', 'Neighbours', 'nearest', 'pre
            'pairwise_similarity', 'activation_features', 'last_layer_gradients', 'curvature', 'whiten', 'relevance',
            'HitRate', 'class_test', 'merge_classes', 'instance_test', 'similarity_report']
 
-# %% ../nbs/50_similarity.ipynb #2f3d5887
+# %% ../nbs/50_similarity.ipynb #26ad475b
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -25,8 +26,11 @@ from .models import randomise
 from xai_nb.per_example import (
     ChosenExamples,
     Examples,
+    Gram,
     Loss,
     count_examples,
+    fit_input,
+    full_precision,
     gradient_gram,
     nonzero_divisor,
     output_gradient,
@@ -38,19 +42,57 @@ from xai_nb.per_example import (
 )
 from .viz import show_neighbours
 
-# %% ../nbs/50_similarity.ipynb #01a89d31
+# %% ../nbs/50_similarity.ipynb #00c6af29
 def gradient_cosine(
     model: nn.Module,  # Model to explain
     test: Examples,  # Queries: (x, y) tensors or a Dataset; y is the label to explain
     train: Examples,  # Training examples with their own labels
     *,
-    loss: Loss = "ce",  # "ce", "bce", "mse" or a function (output, y) -> (B,)
+    loss: Loss = "ce",  # "ce", "bce", "mse" or a function (output, y) -> (B,); weight penalties have no effect
     metric: str = "gc",  # "gc", "gd", "grad_l2", "margin_dot" or "layer_mean"
+    checkpoints: Sequence[dict] | None = None,  # State dicts of the model; None: the model as it is
+    rates: Sequence[float] | None = None,  # Weight of each checkpoint, for example its learning rate; None: 1
     **options: Any,  # Passed to `gradient_gram`: parameters, on_missing, memory, batch_size, device, progress
 ) -> Tensor:  # (B_test B_train), larger is more similar; Hanawa et al. (2021)
     "Exact similarity of every query to every training example through the gradients of the loss."
-    gram = gradient_gram(model, test, train, loss=loss, layer_mean=metric == "layer_mean", **options)
-    return gram.metric(metric)
+    options |= {"loss": loss, "layer_mean": metric == "layer_mean"}
+    if checkpoints is None:
+        return gradient_gram(model, test, train, **options).metric(metric)
+    if metric not in ("gc", "gd", "grad_l2"):
+        raise ValueError(f"metric {metric!r} is not defined over checkpoints; use 'gc', 'gd' or 'grad_l2'")
+    grams = _grams_of(model, checkpoints, test, train, options)
+    return _sum_grams(grams, [1.0] * len(checkpoints) if rates is None else list(rates)).metric(metric)
+
+# %% ../nbs/50_similarity.ipynb #f9a9a261
+def _grams_of(
+    model: nn.Module, checkpoints: Sequence[dict], test: Examples, train: Examples, options: dict
+) -> list[Gram]:
+    "One Gram for each checkpoint, of a copy of the model."
+    if not len(checkpoints):
+        raise ValueError("checkpoints is empty; pass one state dict or more, or None")
+    copy = deepcopy(model)
+    grams = []
+    for state in checkpoints:
+        copy.load_state_dict(state)
+        grams.append(gradient_gram(copy, test, train, **options))
+    return grams
+
+
+def _sum_grams(grams: list[Gram], rates: list[float]) -> Gram:
+    "The Gram of gradients laid one behind the other, each checkpoint weighted by the root of its rate."
+    if len(rates) != len(grams) or min(rates) <= 0:
+        raise ValueError(f"rates {rates} for {len(grams)} checkpoints; expected one positive number for each")
+    test_factor = torch.stack([g.test_factor for g in grams]).amax(0)
+    train_factor = torch.stack([g.train_factor for g in grams]).amax(0)
+    dot = torch.zeros_like(grams[0].dot)
+    norm2 = [torch.zeros_like(test_factor), torch.zeros_like(train_factor)]
+    for g, rate in zip(grams, rates):
+        a = g.test_factor / nonzero_divisor(test_factor)
+        b = g.train_factor / nonzero_divisor(train_factor)
+        dot += rate * a[:, None] * b * g.dot
+        norm2[0] += rate * (a * g.test_norm) ** 2
+        norm2[1] += rate * (b * g.train_norm) ** 2
+    return Gram(dot, None, norm2[0].sqrt(), norm2[1].sqrt(), test_factor, train_factor, grams[0].coverage)
 
 # %% ../nbs/50_similarity.ipynb #a3a5c034
 @dataclass(frozen=True)
@@ -127,7 +169,7 @@ def _neighbour_titles(
     name = lambda label: _class_name(label, names)
     return [[f"{s:+.2f}\n{name(c)}, predicted {name(g)}" for s, c, g in zip(*row)] for row in zip(*fields)]
 
-# %% ../nbs/50_similarity.ipynb #29d0ce4b
+# %% ../nbs/50_similarity.ipynb #989f921c
 def nearest(
     model: nn.Module,  # Classifier to explain
     x: Tensor,  # Queries, (B ...)
@@ -141,6 +183,7 @@ def nearest(
     **options: Any,  # Passed to `gradient_cosine`
 ) -> Neighbours:  # Exact; for large training sets see `GradientIndex`
     "The training examples that a model treats most like each query."
+    x = fit_input(model, x)
     n = count_examples(train)
     if not 0 < k <= n or not 0 <= least <= n:
         raise ValueError(
@@ -157,11 +200,16 @@ def nearest(
     best = _look_up(model, train, scores, k, label)
     return replace(best, least=worst, queries=x.cpu(), dataset=train, truth=truth)
 
-# %% ../nbs/50_similarity.ipynb #ccd6885c
+# %% ../nbs/50_similarity.ipynb #a536c080
 def predicted_classes(
-    output: Tensor,  # Model output, (B K), (B 1) or (B,)
-) -> Tensor:  # (B,) int64
+    output: Tensor,  # Model output: (B K), (B 1), (B,), or K classes at each position: (B T K), (B K T)
+    labels: Tensor | None = None,  # Their labels: with more than one axis they say where the positions are
+) -> Tensor:  # int64, (B,) or the shape of the labels
     "Predicted class: the largest of K outputs, or the sign of one."
+    if labels is not None and labels.ndim > 1 and output.shape[:-1] == labels.shape:
+        return output.argmax(-1)
+    if labels is not None and labels.ndim > 1 and output.ndim == labels.ndim + 1:
+        return output.argmax(1)
     if output.ndim == 2 and output.shape[1] > 1:
         return output.argmax(1)
     return (output.reshape(len(output), -1)[:, 0] > 0).long()
@@ -178,7 +226,7 @@ def _look_up(
     predictions = predicted_classes(torch.cat([out.cpu() for *_, out in batches]))[place]
     return Neighbours(order, scores.gather(1, order), labels, predictions, label.cpu())
 
-# %% ../nbs/50_similarity.ipynb #3690d8ce
+# %% ../nbs/50_similarity.ipynb #fd0d8f7d
 def last_layer_cosine(
     model: nn.Module,  # Classifier that ends in an nn.Linear with a bias
     test: Examples,  # Queries with the label to explain
@@ -190,16 +238,17 @@ def last_layer_cosine(
 ) -> Tensor:  # (B_test B_train)
     "Gradient similarity of the last layer as a product of two small kernels: no backward, no gradients."
     a, b = _last_states(model, loss, batch_size, test, train)
-    if metric == "residual":
-        return unit_rows(a.residuals) @ unit_rows(b.residuals).T
-    if metric == "gc":
-        return (unit_rows(a.inputs) @ unit_rows(b.inputs).T).mul_(
-            unit_rows(a.residuals) @ unit_rows(b.residuals).T
-        )
-    if metric == "margin_dot":
-        return (a.inputs @ b.inputs.T).mul_(a.residuals @ b.residuals.T)
-    if metric == "gd":
-        return (a.inputs @ b.inputs.T).mul_(a.scaled_residuals @ b.scaled_residuals.T)
+    with full_precision(model):
+        if metric == "residual":
+            return unit_rows(a.residuals) @ unit_rows(b.residuals).T
+        if metric == "gc":
+            return (unit_rows(a.inputs) @ unit_rows(b.inputs).T).mul_(
+                unit_rows(a.residuals) @ unit_rows(b.residuals).T
+            )
+        if metric == "margin_dot":
+            return (a.inputs @ b.inputs.T).mul_(a.residuals @ b.residuals.T)
+        if metric == "gd":
+            return (a.inputs @ b.inputs.T).mul_(a.scaled_residuals @ b.scaled_residuals.T)
     raise ValueError(f"metric is {metric!r}; use 'gc', 'gd', 'margin_dot' or 'residual'")
 
 # %% ../nbs/50_similarity.ipynb #e05c5575
@@ -226,7 +275,7 @@ def _watching(modules: Sequence[nn.Module], see: Callable) -> Iterator[None]:
         for handle in handles:
             handle.remove()
 
-# %% ../nbs/50_similarity.ipynb #ae160e90
+# %% ../nbs/50_similarity.ipynb #26ac8f16
 def _last_linear(model: nn.Module, x: Tensor) -> nn.Linear:
     "The layer that gives the model's output; LayerError if it is no nn.Linear with a bias."
     calls = []
@@ -246,8 +295,7 @@ def _last_linear(model: nn.Module, x: Tensor) -> nn.Linear:
 
 def _few_inputs(model: nn.Module, data: Examples) -> Tensor:
     "Two inputs, to try the model on."
-    device = next(model.parameters()).device
-    return take_examples(data, range(min(2, count_examples(data))), device)[0]
+    return fit_input(model, take_examples(data, range(min(2, count_examples(data))))[0])
 
 
 def _last_states(model: nn.Module, loss: Loss, batch_size: int, *sets: Examples) -> list[_LastState]:

@@ -352,8 +352,9 @@ def page_line(
     settings = _settings(path.parent.resolve())
     repository = settings["git_url"].removeprefix("https://github.com/")
     place = f"blob/{settings['branch']}/nbs/{path.name}"
+    install = f"`%pip install git+{settings['git_url']}`"
     links = [
-        f"[Open in Colab](https://colab.research.google.com/github/{repository}/{place})",
+        f"[Open in Colab](https://colab.research.google.com/github/{repository}/{place}) (first {install})",
         f"[Notebook](https://github.com/{repository}/raw/{settings['branch']}/nbs/{path.name})",
     ]
     record = path.parent / "results" / "pages" / f"{path.stem}.json"

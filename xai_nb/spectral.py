@@ -90,7 +90,7 @@ class Surrogate:
         "What one map costs."
         return "the gradient's pass" if self.filters else f"{self.passes} pass{'es' * (self.passes > 1)}"
 
-# %% ../nbs/10_spectral.ipynb #720e30c9
+# %% ../nbs/10_spectral.ipynb #0b6b5b01
 def smoothgrad_family(
     n: int = 32,  # Samples per half; two halves are drawn
     kinks: bool = True,  # True: ReLU or max-pool (gap ~ sigma); False: smooth net (gap ~ sigma**4)
@@ -106,7 +106,7 @@ def _smoothgrad(model, x, target, value, *, n, generator, batch_size=None):
         model, x, target, n=n, sigma=value, shared=False, generator=generator, batch_size=batch_size
     )
 
-# %% ../nbs/10_spectral.ipynb #1e8df98f
+# %% ../nbs/10_spectral.ipynb #69c8550f
 def softplus_family(
     kind: str = "softplus",  # Kind of `models.smooth`; for "gaussian" the knob is sigma
 ) -> Surrogate:  # Knob: beta (or sigma)
@@ -120,10 +120,12 @@ def softplus_family(
 
 def _softplus(model, x, target, value, *, kind, key, batch_size=None):
     "The gradient of the smoothed copy."
-    copy = smooth(model, **{key: value}, kind=kind, example=x[:1])
+    inner = model.model if isinstance(model, LogProbability) else model
+    copy = smooth(inner, **{key: value}, kind=kind, example=x[:1])
+    copy = LogProbability(copy) if inner is not model else copy
     return gradient(copy, x, target, batch_size=batch_size)
 
-# %% ../nbs/10_spectral.ipynb #9c6664cf
+# %% ../nbs/10_spectral.ipynb #b9de409f
 def lowpass_family() -> Surrogate:  # Knob: cutoff, cycles per pixel
     "The gradient map through an ideal low-pass filter; its gap is the removed share of energy, exactly."
     return Surrogate("low-pass", "cutoff", _lowpass, -1, filters=True)
@@ -147,7 +149,7 @@ def _grad_cam(model, x, target, value, *, size, batch_size=None):
     layer = f"model.{value}" if inside else value
     return grad_cam(model, x, target, layer=layer, size=size or x.shape[-2:], batch_size=batch_size)
 
-# %% ../nbs/10_spectral.ipynb #daf36d5f
+# %% ../nbs/10_spectral.ipynb #5bc15ebe
 @dataclass(frozen=True)
 class Question:
     "A model that was asked about some inputs: what every explanation is compared with."
@@ -168,7 +170,7 @@ class Question:
         target = self.target[rows] if isinstance(self.target, Tensor) and self.target.ndim else self.target
         return replace(self, x=self.x[rows], target=target, gradient=self.gradient[rows])
 
-# %% ../nbs/10_spectral.ipynb #64652363
+# %% ../nbs/10_spectral.ipynb #63abd21c
 def ask(
     model: nn.Module,  # The model
     x: Tensor,  # Inputs, (B C H W), or series (B C L), or volumes (B C D H W)
@@ -185,16 +187,18 @@ def ask(
     g = gradient(f, x, target, batch_size=batch_size)
     return Question(f, x, target, g, mode, seed, batch_size)
 
-# %% ../nbs/10_spectral.ipynb #6d8efaf1
+# %% ../nbs/10_spectral.ipynb #d1ecc666
 def measure(
     question: Question,  # From `ask`
     surrogate: Surrogate,  # A family
     value: Any,  # Of its knob
 ) -> tuple[ExplanationGap, Tensor]:  # The numbers, and the maps (B *S) as they are shown
     "One setting of one family, with the question's own noise."
-    q, s = question, surrogate
+    q = question
+    s = surrogate
     if s.filters:
-        first, second = s.explain(q.gradient, value), None
+        first = s.explain(q.gradient, value)
+        second = None
     else:
         draw = lambda **noise: s.explain(q.f, q.x, q.target, value, batch_size=q.batch_size, **noise)
         halves = (
@@ -204,7 +208,7 @@ def measure(
     point = compare_to_gradient(q.gradient, first, second, mode=q.mode, scaled=s.scaled, seed=q.seed)
     return point, channel_sum(first if second is None else (first + second) / 2)
 
-# %% ../nbs/10_spectral.ipynb #5b6b8ac2
+# %% ../nbs/10_spectral.ipynb #9a0a5635
 @dataclass(frozen=True)
 class TradeOff:
     "A family of explanations in the plane of complexity and gap."
@@ -232,7 +236,7 @@ class TradeOff:
             self.known[value] = measure(self.question, self.surrogate, value)[0]
         return self.known[value]
 
-# %% ../nbs/10_spectral.ipynb #a68d452c
+# %% ../nbs/10_spectral.ipynb #1113665e
 def gaps(
     trade: TradeOff,  # A measured family
 ) -> list[
@@ -255,14 +259,14 @@ def complexities(
     "The first axis of the plane."
     return [p.ef.value for p in trade.points]
 
-# %% ../nbs/10_spectral.ipynb #5940cab1
+# %% ../nbs/10_spectral.ipynb #9ad00c03
 def _gap(point: ExplanationGap, certain: bool = False, images: float | None = None) -> float:
     "What a limit is held against: the shown gap, its upper end, and that of a share of single images."
     pooled = point.shown_gap or point.delta_ef
     gap = pooled.high if certain else pooled.value
     return gap if images is None or point.shown_gap is None else max(gap, gap_quantile(point, images))
 
-# %% ../nbs/10_spectral.ipynb #615eda53
+# %% ../nbs/10_spectral.ipynb #3b962ab7
 def trade_off(
     model: nn.Module,  # The model that was asked
     x: Tensor,  # Calibration images, (B C H W); 32 to 100 are enough; or series, or volumes
@@ -279,7 +283,7 @@ def trade_off(
     _check_grid(surrogate, grid)
     return sweep(ask(model, x, target, of=of, mode=mode, seed=seed, batch_size=batch_size), surrogate, grid)
 
-# %% ../nbs/10_spectral.ipynb #bcbd15d6
+# %% ../nbs/10_spectral.ipynb #e4939d75
 def sweep(
     question: Question,  # From `ask`
     surrogate: Surrogate,  # A family
@@ -298,7 +302,7 @@ def _check_grid(surrogate: Surrogate, grid: Sequence[Any]) -> list:
         raise ValueError("the grid is empty; give at least one value")
     return sorted({check_positive(surrogate.knob, v) for v in grid}) if surrogate.smoother else list(grid)
 
-# %% ../nbs/10_spectral.ipynb #8af60b41
+# %% ../nbs/10_spectral.ipynb #0a10d49d
 def pareto_front(
     trade: TradeOff,  # A measured family
 ) -> list[bool]:  # True where nothing is at least as good on both axes and better on one
@@ -316,7 +320,7 @@ def gains(
     "Is a setting worth showing at all?"
     return point.ef_change.high < 0 and _gap(point) < (1 if point.shown_gap is not None else math.inf)
 
-# %% ../nbs/10_spectral.ipynb #530d3148
+# %% ../nbs/10_spectral.ipynb #0bb73fa3
 def trade_off_table(
     trade: TradeOff,  # A measured family
 ) -> pd.DataFrame:  # One row per value: numbers with intervals, and whether it is on the front
@@ -338,7 +342,7 @@ class Choice:
     rule: str  # The rule in words
     gains: bool  # False: the gradient itself is as calm, or a blank map as close
 
-# %% ../nbs/10_spectral.ipynb #3d67ee8c
+# %% ../nbs/10_spectral.ipynb #5d110d58
 def choose(
     trade: TradeOff,  # A measured family
     *,
@@ -359,7 +363,7 @@ def choose(
         return _from_grid(trade, limit)
     return _bisect(trade, limit, evaluations if trade.question is not None else 0)
 
-# %% ../nbs/10_spectral.ipynb #61be1373
+# %% ../nbs/10_spectral.ipynb #0ebedaed
 @dataclass(frozen=True)
 class _Limit:
     "What is held below what."
@@ -375,7 +379,7 @@ class _Limit:
         "Is a measurement within the limit?"
         return self.number(point) <= self.limit
 
-# %% ../nbs/10_spectral.ipynb #650984fa
+# %% ../nbs/10_spectral.ipynb #8de93f48
 def _limit(trade: TradeOff, max_gap, max_complexity, certain: bool, images: float | None) -> _Limit:
     "The limit that the arguments of `choose` mean."
     complexity = lambda p: p.ef.value
@@ -389,7 +393,7 @@ def _limit(trade: TradeOff, max_gap, max_complexity, certain: bool, images: floa
     number = partial(_gap, certain=certain, images=images)
     return _Limit(number, complexity, limit, 1, trade.surrogate.exponent, f"gap at most {limit:g}")
 
-# %% ../nbs/10_spectral.ipynb #a3f1706b
+# %% ../nbs/10_spectral.ipynb #1a3ffb7a
 def _chosen(trade: TradeOff, value: Any, limit: _Limit, used: int) -> Choice:
     "A setting with what is known about it."
     point = trade.known[value]
@@ -412,7 +416,7 @@ def _knee(trade: TradeOff) -> Choice:
     point = trade.known[value]
     return Choice(value, point, True, 0, "knee of the front", gains(point))
 
-# %% ../nbs/10_spectral.ipynb #25033e51
+# %% ../nbs/10_spectral.ipynb #11c55eaf
 def _from_grid(trade: TradeOff, limit: _Limit) -> Choice:
     "The best grid point within the limit, or the one nearest to it."
 
@@ -422,7 +426,7 @@ def _from_grid(trade: TradeOff, limit: _Limit) -> Choice:
 
     return _chosen(trade, min(trade.values, key=rank), limit, 0)
 
-# %% ../nbs/10_spectral.ipynb #34a9e791
+# %% ../nbs/10_spectral.ipynb #d98ab10b
 class _Tried(NamedTuple):
     "A setting on the scale of the bisection."
 
@@ -438,16 +442,21 @@ def _bisect(trade: TradeOff, limit: _Limit, evaluations: int) -> Choice:
     bad = next((i for i, t in enumerate(known) if t.number > limit.limit), None)
     if bad in (None, 0):
         return _chosen(trade, known[-1 if bad is None else 0].value, limit, 0)
-    left, right, used = known[bad - 1], known[bad], 0
+    left = known[bad - 1]
+    right = known[bad]
+    used = 0
     while used < evaluations and right.place - left.place > 0.005:
         place = _guess(left, right, limit, first=used == 0)
         value = math.exp(sign * place)
         tried = _Tried(place, value, limit.number(trade.evaluate(value)))
         used += 1
-        left, right = (tried, right) if tried.number <= limit.limit else (left, tried)
+        if tried.number <= limit.limit:
+            left = tried
+        else:
+            right = tried
     return _chosen(trade, left.value, limit, used)
 
-# %% ../nbs/10_spectral.ipynb #bf6c9cc5
+# %% ../nbs/10_spectral.ipynb #7b1a0bc8
 def _guess(left: _Tried, right: _Tried, limit: _Limit, first: bool) -> float:
     "Where the law puts the limit, inside the bracket; the middle without a law and after the first guess."
     width = right.place - left.place
@@ -456,21 +465,23 @@ def _guess(left: _Tried, right: _Tried, limit: _Limit, first: bool) -> float:
     step = math.log(limit.limit / left.number) / abs(limit.law)
     return left.place + min(max(step, 0.05 * width), 0.95 * width)
 
-# %% ../nbs/10_spectral.ipynb #61dac1f9
+# %% ../nbs/10_spectral.ipynb #7be79c3e
 def predict_gap(
     trade: TradeOff,  # A measured family with a known exponent
     values: Sequence[float] | None = None,  # Settings to predict; None: the grid itself
     at: int = 0,  # Index of the one measurement that the prediction starts from
 ) -> pd.DataFrame:  # predicted, low, high; measured and relative_error where the grid has the value
     "Forecast the gap at other settings from one measurement and the law `gap ~ value ** exponent`."
-    law, knob = trade.surrogate.exponent, trade.surrogate.knob
+    law = trade.surrogate.exponent
+    knob = trade.surrogate.knob
     if law is None:
         raise ValueError(
             f"no power law is known for {trade.surrogate.name}; measure it, or see `lowpass_family`"
         )
     if not -len(trade.values) <= at < len(trade.values):
         raise ValueError(f"at is {at}, but the grid has {len(trade.values)} values")
-    start, gap = trade.values[at], trade.points[at].relative_gap
+    start = trade.values[at]
+    gap = trade.points[at].relative_gap
     values = trade.values if values is None else [check_positive(knob, v) for v in values]
     known = dict(zip(trade.values, gaps(trade)))
     rows = [_forecast(gap, v / start, law) | {"measured": known.get(v, math.nan)} for v in values]
@@ -483,7 +494,7 @@ def _forecast(gap: Interval, ratio: float, law: float) -> dict[str, float]:
     growth = sorted(ratio ** (law * f) for f in (0.5, 1.5))
     return {"predicted": gap.value * ratio**law, "low": gap.low * growth[0], "high": gap.high * growth[1]}
 
-# %% ../nbs/10_spectral.ipynb #61f2c203
+# %% ../nbs/10_spectral.ipynb #f67ebbb4
 def gap_exponent(
     trade: TradeOff,  # A measured family with a numeric knob
     seed: int = 0,  # Of the bootstrap
@@ -500,7 +511,7 @@ def gap_exponent(
     slope = lambda m: u @ np.log(np.maximum(m[:-1] / m[-1], np.finfo(float).tiny))
     return bootstrap_interval(torch.stack(columns, 1), seed, statistic=slope)
 
-# %% ../nbs/10_spectral.ipynb #d1e8caab
+# %% ../nbs/10_spectral.ipynb #611c3b6e
 def sensitivity(
     trade: TradeOff,  # A measured family with a numeric knob
 ) -> (
@@ -524,7 +535,7 @@ def sensitivity(
     }
     return pd.DataFrame(table, index=pd.Index(trade.values, name=trade.surrogate.knob))
 
-# %% ../nbs/10_spectral.ipynb #2f5d306f
+# %% ../nbs/10_spectral.ipynb #2a79e29e
 def _check_knob(trade: TradeOff) -> None:
     "A slope needs numbers, and two of them."
     name = trade.surrogate.name
@@ -535,7 +546,7 @@ def _check_knob(trade: TradeOff) -> None:
     if len(trade.values) < 2:
         raise ValueError("a slope over the knob needs at least two values")
 
-# %% ../nbs/10_spectral.ipynb #b223b3d2
+# %% ../nbs/10_spectral.ipynb #87222aa2
 def save_trade_offs(
     trades: Sequence[TradeOff],  # Measured families
     path: str | Path,  # File to write
@@ -543,7 +554,8 @@ def save_trade_offs(
     "Keep what was measured."
     families = []
     for t in trades:
-        s, first = t.surrogate, t.points[0]
+        s = t.surrogate
+        first = t.points[0]
         family = {
             k: getattr(s, k)
             for k in ("name", "knob", "smoother", "exponent", "halves", "scaled", "filters", "passes")
@@ -564,7 +576,7 @@ def save_trade_offs(
     torch.save({"xai_nb": "trade-offs", "families": families}, path)
     return Path(path)
 
-# %% ../nbs/10_spectral.ipynb #70304e11
+# %% ../nbs/10_spectral.ipynb #5bcd0852
 def load_trade_offs(
     path: str | Path,  # Written by `save_trade_offs`
 ) -> list[TradeOff]:  # All but `evaluate` works; raises ValueError for another kind of file
@@ -588,7 +600,7 @@ def _not_loaded(*args: Any, **kwargs: Any) -> Tensor:
     "What a loaded family cannot do."
     raise ValueError("a trade-off from a file cannot explain; make the family again")
 
-# %% ../nbs/10_spectral.ipynb #cad88ae5
+# %% ../nbs/10_spectral.ipynb #70dbcfd1
 def plane(
     trades: Sequence[TradeOff],  # Measured families
     mark: Any = None,  # A value of the first family to point out
@@ -611,7 +623,7 @@ def plane(
         title=title,
     )
 
-# %% ../nbs/10_spectral.ipynb #5582d381
+# %% ../nbs/10_spectral.ipynb #4859370e
 def _line(trade: TradeOff) -> PlaneLine:
     "The points of one family."
     return PlaneLine(
@@ -623,7 +635,7 @@ def _setting_text(value: Any) -> str:
     "A setting as it is written beside a point."
     return f"{value:.3g}" if isinstance(value, (int, float)) else str(value)
 
-# %% ../nbs/10_spectral.ipynb #181ce201
+# %% ../nbs/10_spectral.ipynb #d44f2b5f
 def walk(
     trade: TradeOff,  # A measured family
     image: int = 0,  # Which image
@@ -638,7 +650,7 @@ def walk(
     knob = {trade.surrogate.knob: list(trade.values)}
     return explore(lambda **setting: _strip(trade, list(setting.values()), image), live=True, **knob)
 
-# %% ../nbs/10_spectral.ipynb #4c0f3af6
+# %% ../nbs/10_spectral.ipynb #e60f4ddd
 def _strip(trade: TradeOff, values: Sequence[Any], image: int) -> Picture:
     "The gradient and the maps at these settings."
     maps = [trade.gradient[image]] + [trade.maps[trade.values.index(v)][image] for v in values]
@@ -657,7 +669,7 @@ def _strip(trade: TradeOff, values: Sequence[Any], image: int) -> Picture:
         mark=_setting_text(values[0]) if len(values) == 1 else "",
     )
 
-# %% ../nbs/10_spectral.ipynb #1f8c61e5
+# %% ../nbs/10_spectral.ipynb #5236b34b
 def ef_penalty(
     model: nn.Module,  # Classifier, (B C H W) -> (B K)
     x: Tensor,  # Images, (B C H W)

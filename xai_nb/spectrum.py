@@ -7,9 +7,9 @@ __all__ = ['Explainer', 'is_constant', 'radial_spectrum', 'expected_frequency', 
            'channel_sum', 'LogProbability', 'explained', 'fixed_target', 'ExplanationGap', 'gap_quantile', 'share_over',
            'gap_row', 'summarise', 'explanation_gap', 'compare_to_gradient']
 
-# %% ../nbs/09_spectrum.ipynb #4667fce6
+# %% ../nbs/09_spectrum.ipynb #35a19c9b
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -24,7 +24,7 @@ from .metrics import Interval, bootstrap_interval, rank_map, spearman, wilson_in
 # %% ../nbs/09_spectrum.ipynb #8752e49a
 @lru_cache(maxsize=64)
 def _grid(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    "Half space of `rfftn`, flat: radius (cycles per pixel), how often a frequency counts, number of its ring."
+    "Half space of `rfftn`, flat: radius (cycles per pixel), weight of a frequency, number of its ring."
     with torch.inference_mode(False):
         axes = [torch.fft.fftfreq(n, dtype=torch.float64) for n in shape[:-1]]
         axes.append(torch.fft.rfftfreq(shape[-1], dtype=torch.float64))
@@ -191,7 +191,9 @@ def expected_frequency(
     ranked = mode == "paper" if rank is None else rank
     flat = _checked(maps, dims, finite=ranked)  # ranks would hide NaN
     measure = _area if mode == "area" else partial(_ring_mean, paper=mode == "paper")
-    size = _chunk(flat, 2**18 if ranked or mode != "area" else 2**19) if batch_size is None else batch_size
+    size = batch_size
+    if size is None:
+        size = _chunk(flat, 2**18 if ranked or mode != "area" else 2**19)
     with torch.autocast(flat.device.type, enabled=False):
         result = in_chunks(lambda m: measure(_ranked(m) if ranked else m), flat, size)
     return _finite_result(result, flat).reshape(maps.shape[:-dims])
@@ -229,8 +231,10 @@ def tail_slope(
 ):  # Slope p of `ring energy ~ radius**p` between 1/8 and 1/2 cycles per pixel, (...); 0 if constant
     "How fast the spectrum falls off: least squares in log-log scale."
     flat = _unit(_checked(maps, dims))
-    rings, size = radial_spectrum(flat, dims), min(maps.shape[-dims:])
-    low, high = max(1, size // 8), size // 2
+    rings = radial_spectrum(flat, dims)
+    size = min(maps.shape[-dims:])
+    low = max(1, size // 8)
+    high = size // 2
     u = torch.arange(low, high + 1, device=rings.device).to(rings).log()
     v = rings[..., low : high + 1].clamp_min(torch.finfo(rings.dtype).tiny).log()
     slope = ((u - u.mean()) * v).sum(-1) / (u - u.mean()).square().sum()
@@ -262,7 +266,7 @@ def channel_sum(
         )
     return attribution.sum(1)
 
-# %% ../nbs/09_spectrum.ipynb #f97b31db
+# %% ../nbs/09_spectrum.ipynb #e015db1b
 class LogProbability(nn.Module):
     "A classifier that returns log-probabilities; a model with one output is left as it is."
 
@@ -278,7 +282,13 @@ class LogProbability(nn.Module):
         x: Tensor,  # Images, (B C H W)
     ) -> Tensor:  # Log-probabilities (B K), or the model's single output
         "Log-softmax over classes."
-        out = unwrap_output(self.model(x))
+        out = self.model(x)
+        if isinstance(out, Mapping):
+            raise TypeError(
+                f"the model returns a dict with {', '.join(map(repr, out))}; pass of='output' and a callable "
+                f"target, for example lambda out: out[{next(iter(out))!r}][:, 0]"
+            )
+        out = unwrap_output(out)
         return out.log_softmax(1) if out.ndim == 2 and out.shape[1] > 1 else out
 
 # %% ../nbs/09_spectrum.ipynb #f2ea4921
@@ -341,7 +351,8 @@ class ExplanationGap:
     @property
     def image_gaps(self) -> Tensor:  # (B,), 0 is faithful, a blank map has 1
         "The gap of every single map: squared distance over the squared gradient of its own image."
-        shown, energy = self.per_image["shown"], self.per_image["energy"]
+        shown = self.per_image["shown"]
+        energy = self.per_image["energy"]
         return torch.where(energy > 0, shown / energy, torch.where(shown > 0, math.inf, 0.0))
 
 # %% ../nbs/09_spectrum.ipynb #0e85b7f5
@@ -385,8 +396,10 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def _columns(g: Tensor, first: Tensor, second: Tensor, mode: str) -> dict[str, Tensor]:
     "What the intervals are made from, a number for each image; `second` is the other half, or `first` again."
-    shown, dims = (first + second) / 2, g.ndim - 2
-    maps, reference = channel_sum(shown), channel_sum(g)
+    shown = (first + second) / 2
+    dims = g.ndim - 2
+    maps = channel_sum(shown)
+    reference = channel_sum(g)
     columns = {
         "ef": expected_frequency(maps, mode, dims=dims),
         "ef_gradient": expected_frequency(reference, mode, dims=dims),

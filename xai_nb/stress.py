@@ -255,7 +255,7 @@ def _plan_events(events: Sequence[Event], epochs: int, steps_per_epoch: int) -> 
         stop = None if event is swap else _step_of(event.until, epochs, steps_per_epoch)
         if event is not swap and (start is None or stop is None or stop <= start):
             raise ValueError(
-                f"{type(event).__name__} from {swap.at} until {event.until}: the end must come after the start"
+                f"{type(event).__name__} from {swap.at} until {event.until} ends before it starts"
             )
         out.append(_Planned(swap, type(event).__name__, start, stop))
     return out
