@@ -5,21 +5,51 @@
 # %% ../nbs/85_correction.ipynb #4d8f48c5
 from __future__ import annotations
 
+
 import copy
+
+
 import warnings
+
+
 from collections.abc import Callable, Mapping, Sequence
+
+
 from dataclasses import dataclass, fields
+
+
 from typing import Any, NamedTuple
 
+
 import numpy as np
+
+
 import pandas as pd
+
+# %% auto #0
+__all__ = ['roc_interval', 'Ranking', 'rank_rows', 'row_losses', 'out_of_fold', 'relabel', 'drop', 'reweight', 'finetune',
+           'anchor_step', 'unlearn', 'Floor', 'Drift', 'drift', 'drift_table', 'noise_floors', 'Look', 'Forgetting',
+           'forgetting', 'relearning_steps', 'forgetting_table']
+
+# %% ../nbs/85_correction.ipynb #61924429
 import torch
+
+
 import torch.nn.functional as F
+
+
 from torch import Tensor, nn
 
+
 from .core import call_model, find_layer, hash_key, unwrap_output
+
+
 from .metrics import Interval, bootstrap_interval, cka, wilson_interval
+
+
 from .models import predict
+
+# %% ../nbs/85_correction.ipynb #64ceb659
 from xai_nb.recipe import (
     Change,
     Recipe,
@@ -36,12 +66,7 @@ from xai_nb.recipe import (
     take_rows,
 )
 
-# %% auto #0
-__all__ = ['roc_interval', 'Ranking', 'rank_rows', 'row_losses', 'out_of_fold', 'relabel', 'drop', 'reweight', 'finetune',
-           'anchor_step', 'unlearn', 'Floor', 'Drift', 'drift', 'drift_table', 'noise_floors', 'Look', 'Forgetting',
-           'forgetting', 'relearning_steps', 'forgetting_table']
-
-# %% ../nbs/85_correction.ipynb #aa892898
+# %% ../nbs/85_correction.ipynb #055be2cc
 def roc_interval(
     high: Any,  # Scores that should be higher, (M,)
     low: Any,  # Scores that should be lower, (N,)
@@ -61,7 +86,7 @@ def roc_interval(
     half = 1.96 * spread**0.5
     return Interval(float(area), float(max(0, area - half)), float(min(1, area + half)))
 
-
+# %% ../nbs/85_correction.ipynb #c57d3bdc
 def _placement_variance(excess: np.ndarray, paired: np.ndarray, axis: int) -> float:
     "What the rows of one side add to the variance of the area (DeLong's placements)."
     totals = np.where(paired, excess, 0).sum(axis)
@@ -115,7 +140,7 @@ class Ranking:
         found = np.cumsum(_known(self))
         return int(np.searchsorted(found, share * found[-1] - 1e-9) + 1)
 
-# %% ../nbs/85_correction.ipynb #e3ab1806
+# %% ../nbs/85_correction.ipynb #820d31f5
 def rank_rows(
     scores: Any,  # One number per row, (B,); larger is more suspicious
     known_bad: Any = None,  # Which rows are known to be wrong, (B,) bool, to judge the scores by
@@ -189,7 +214,7 @@ def drop(
     "Train again without the rows."
     return _refit(model, recipe, Change(change.rows), seed)
 
-
+# %% ../nbs/85_correction.ipynb #35d5b3ca
 def reweight(
     model: Any,  # The model that is wrong
     recipe: Recipe,  # How it was made
@@ -243,7 +268,7 @@ def finetune(
     how = dict(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, schedule="constant")
     return fit_rows(new, rows, on_step=[hold] if hold else [], **how)
 
-# %% ../nbs/85_correction.ipynb #ee99293f
+# %% ../nbs/85_correction.ipynb #e2b363ef
 def anchor_step(
     model: nn.Module,  # The old model
     rows: Rows,  # Before the change, tensors
@@ -271,7 +296,7 @@ def anchor_step(
 
     return hold
 
-# %% ../nbs/85_correction.ipynb #fbef8dc3
+# %% ../nbs/85_correction.ipynb #30fc8991
 def _l2_penalty(old: list[Tensor], strength: float) -> Callable:
     "Half the squared distance to old parameters."
 
@@ -293,7 +318,7 @@ def _kl_penalty(old: Tensor, held: Tensor, strength: float) -> Callable:
 
     return penalty
 
-# %% ../nbs/85_correction.ipynb #7f3bf874
+# %% ../nbs/85_correction.ipynb #22514ef7
 def unlearn(
     model: nn.Module,  # The model that has seen too much; for "sisa", one of `train_shards`
     recipe: Recipe,  # How it was made
@@ -316,7 +341,7 @@ def unlearn(
         raise ValueError(f"how is {how!r}, expected one of {', '.join([*ways, 'newton'])}")
     return ways[how](model, recipe, change, **settings)
 
-
+# %% ../nbs/85_correction.ipynb #ec4fe6ef
 def _push_away(
     model: nn.Module, recipe: Recipe, change: Change, push: float = 0.1, epochs: int = 10, **settings: Any
 ) -> nn.Module:
@@ -347,7 +372,7 @@ class Floor(NamedTuple):
         found = [getattr(d, measure) for d in self.drifts]
         return float(np.mean([v.value for v in found])) if all(v is not None for v in found) else float("nan")
 
-
+# %% ../nbs/85_correction.ipynb #ba6f959e
 @dataclass(frozen=True)
 class Drift:
     "What a change did to a model; every entry with a 95 % interval, None where it was not asked for."
@@ -373,7 +398,7 @@ class Drift:
         "The table in a notebook."
         return drift_table(self).to_html()
 
-# %% ../nbs/85_correction.ipynb #bd57ee3c
+# %% ../nbs/85_correction.ipynb #47c59fb2
 def drift(
     old: Any,  # The model before
     new: Any,  # The model after; the same classes
@@ -432,7 +457,7 @@ def _asked(change: Change | None, rows: Rows | None) -> _Asked | None:
         return None
     return _Asked(rows.x[places_of(rows, change_ids(change, rows))], change.labels)
 
-
+# %% ../nbs/85_correction.ipynb #10bb6cbb
 def _observe(model: Any, x: Any, asked: _Asked | None, features: str | None) -> _Observed:
     "One pass over all rows, with the features on the way."
     n = len(x)
@@ -441,7 +466,7 @@ def _observe(model: Any, x: Any, asked: _Asked | None, features: str | None) -> 
     scores, seen = _pass(model, x, features)
     return _Observed(scores[:n], seen[:n], scores[n:].argmax(1).numpy())
 
-# %% ../nbs/85_correction.ipynb #9957d106
+# %% ../nbs/85_correction.ipynb #ffa11430
 def _pass(model: Any, x: Any, features: str | None) -> tuple[Tensor, Tensor]:
     "Scores, and a layer's output, or the scores where none is named."
     if features is None:
@@ -456,7 +481,7 @@ def _pass(model: Any, x: Any, features: str | None) -> tuple[Tensor, Tensor]:
         hook.remove()
     return scores, torch.cat(seen).flatten(1)
 
-
+# %% ../nbs/85_correction.ipynb #46d57d87
 def _truth(y: Any, scores: Tensor) -> np.ndarray:
     "The classes of the untouched rows; raises ValueError where they do not fit."
     truth = np.asarray(torch.as_tensor(y).cpu())
@@ -484,7 +509,7 @@ def _flips(a: np.ndarray, b: np.ndarray, truth: np.ndarray) -> dict[str, Interva
     }
     return {name: wilson_interval(int(hit.sum()), len(hit)) for name, hit in kinds.items()}
 
-
+# %% ../nbs/85_correction.ipynb #6fe4c0b5
 def _class_table(a: np.ndarray, b: np.ndarray, truth: np.ndarray) -> pd.DataFrame:
     "A row a class."
     lines = []
@@ -517,7 +542,7 @@ def _map_cosine(maps: Callable | None, old: Any, new: Any, x: Any) -> Interval |
     a, b = (torch.as_tensor(maps(model, x)).detach().cpu().double().flatten(1) for model in (old, new))
     return bootstrap_interval(F.cosine_similarity(a, b, dim=1))
 
-
+# %% ../nbs/85_correction.ipynb #c8ff50a4
 def _distance(old: Any, new: Any) -> Interval | None:
     "Distance of the parameters over the length of the old ones; None for models without the same parameters."
     if not (isinstance(old, nn.Module) and isinstance(new, nn.Module)):
@@ -529,7 +554,7 @@ def _distance(old: Any, new: Any) -> Interval | None:
     value = (total / sum(float(p.detach().square().sum()) for p, _ in pairs)) ** 0.5
     return Interval(value, value, value)
 
-# %% ../nbs/85_correction.ipynb #ab4dcc9f
+# %% ../nbs/85_correction.ipynb #8186f58d
 def drift_table(
     report: Drift,  # Of `drift`
 ) -> pd.DataFrame:  # A row a measure: value, low, high, a column for each floor, and whether it is beyond all
@@ -578,7 +603,7 @@ def noise_floors(
     look = lambda other: drift(model, other, x, y, maps=maps, features=features)
     return Floor("another seed", tuple(map(look, seeds))), Floor("one row less", tuple(map(look, less)))
 
-# %% ../nbs/85_correction.ipynb #f826a52c
+# %% ../nbs/85_correction.ipynb #9f8df29e
 class Look(NamedTuple):
     "One model, looked at in six ways."
 
@@ -591,7 +616,7 @@ class Look(NamedTuple):
     disagreement: float  # With the retrained model on unseen rows, 0 ... 1
     divergence: float  # KL(retrained || model) on unseen rows, nats
 
-
+# %% ../nbs/85_correction.ipynb #5dbec94b
 @dataclass(frozen=True)
 class Forgetting:
     "A model that should have forgotten, beside two that never knew, and the one that knew."
@@ -608,7 +633,7 @@ class Forgetting:
         "The table as text, and the verdict."
         return f"{forgetting_table(self).to_string()}\n{_verdict(self)}"
 
-# %% ../nbs/85_correction.ipynb #63912158
+# %% ../nbs/85_correction.ipynb #bc485615
 def forgetting(
     model: nn.Module,  # That should have forgotten
     retrained: nn.Module,  # Trained without the rows
@@ -635,12 +660,12 @@ def forgetting(
     below = it.membership.high < min(first.membership.value, second.membership.value)
     return Forgetting(it, first, second, knew, tells, forgot, bool(below))
 
-# %% ../nbs/85_correction.ipynb #4f38ed20
+# %% ../nbs/85_correction.ipynb #8dd6c1fd
 def _losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     "Cross-entropy of each row, (B,), on the CPU."
     return row_losses(model, Rows(x, y))
 
-
+# %% ../nbs/85_correction.ipynb #60a77c31
 def _look(
     model: nn.Module,
     retrained: nn.Module,
@@ -712,7 +737,7 @@ def _is_nearer(name: str, it: Look, knew: Look, first: Look, second: Look) -> bo
         return value <= c
     return abs(value - (b + c) / 2) < abs(value - a)
 
-# %% ../nbs/85_correction.ipynb #ae27ddb9
+# %% ../nbs/85_correction.ipynb #d5abe0b7
 def forgetting_table(
     report: Forgetting,  # Of `forgetting`
 ) -> pd.DataFrame:  # A row a look, a column a model, and whether the look can tell
