@@ -42,7 +42,7 @@ class Rows:
         "How many rows there are now."
         return len(self.y)
 
-# %% ../nbs/09_recipe.ipynb #e39952bb
+# %% ../nbs/09_recipe.ipynb #5dd995dc
 def number_rows(
     rows: Rows,  # Just made
 ) -> None:  # Fills in `ids` and `universe`; raises ValueError for columns that do not fit
@@ -58,15 +58,19 @@ def number_rows(
     universe = np.unique(ids if rows.universe is None else rows.universe)
     if len(ids) != n or len(np.unique(ids)) != n or not np.isin(ids, universe).all():
         raise ValueError(f"{len(ids)} ids for {n} rows; expected one each, all different, all in universe")
-    weights = rows.weights
-    if weights is not None:
-        weights = np.asarray(weights, float)
-        if weights.shape != (n,) or not (np.isfinite(weights) & (weights > 0)).all():
-            raise ValueError(
-                f"weights must be {n} positive finite numbers; rows of weight 0 go, see edit_rows"
-            )
+    weights = _positive(rows.weights, n)
     for name, value in dict(ids=ids, universe=universe, weights=weights).items():
         object.__setattr__(rows, name, value)
+
+# %% ../nbs/09_recipe.ipynb #7392fc22
+def _positive(weights: Any, n: int) -> np.ndarray | None:
+    "Weights as (n,) positive numbers, or None; raises ValueError."
+    if weights is None:
+        return None
+    column = np.asarray(weights, float)
+    if column.shape != (n,) or not (np.isfinite(column) & (column > 0)).all():
+        raise ValueError(f"weights must be {n} positive finite numbers; rows of weight 0 go, see edit_rows")
+    return column
 
 # %% ../nbs/09_recipe.ipynb #3784b7e8
 def places_of(
@@ -83,7 +87,7 @@ def places_of(
         )
     return np.array([where[int(i)] for i in ids], np.int64)
 
-
+# %% ../nbs/09_recipe.ipynb #c53d08ce
 def take_rows(
     rows: Rows,  # The table
     ids: Any,  # Numbers of the rows that stay, (R,)
@@ -161,7 +165,7 @@ def _batches(stream: _Stream, batch_size: int, generator: torch.Generator) -> It
         if len(at):
             yield _batch(stream, at, draw)
 
-
+# %% ../nbs/09_recipe.ipynb #0e8c48df
 def _batch(stream: _Stream, at: np.ndarray, draw: int) -> _Batch:
     "The rows at some places, augmented."
     x = stream.x[at]
@@ -240,7 +244,7 @@ def first_difference(
                 f"the recipe is not repeatable: {name} differs between two fits (by {by}); {hint}"
             )
 
-
+# %% ../nbs/09_recipe.ipynb #997f6700
 def class_scores(
     model: Any,  # torch module (B K), or a scikit-learn classifier
     x: Any,  # Inputs, (B ...)
@@ -299,7 +303,7 @@ def check_change(
             object.__setattr__(change, name, values)
     check_values(change)
 
-
+# %% ../nbs/09_recipe.ipynb #d5e59e82
 def check_values(
     change: Change,  # With arrays
 ) -> None:  # Raises ValueError
@@ -420,7 +424,7 @@ def train_shards(
     parts = [np.sort(dealt[k::shards]) for k in range(shards)]
     return ShardedModel([recipe.fit(take_rows(recipe.rows, part, alone=True)) for part in parts], parts)
 
-
+# %% ../nbs/09_recipe.ipynb #c7916f1b
 def forget_in_shards(
     model: ShardedModel,  # Of `train_shards`
     recipe: Recipe,  # The same as there
@@ -449,7 +453,7 @@ class _LastLayer(NamedTuple):
     features: Tensor  # (B D+1), float64, with a column of ones
     p: Tensor  # Probabilities, (B K), float64
 
-
+# %% ../nbs/09_recipe.ipynb #9a4ae646
 def _last_layer(model: nn.Module, x: Tensor) -> _LastLayer:
     "Find the last linear layer, record its input, and check that its output is the model's."
     linear = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
@@ -506,7 +510,7 @@ def last_layer_influence(
     solved = torch.linalg.solve(_hessian(last, damping), pull)
     return -(_row_gradients(last, rows.y) @ solved)
 
-
+# %% ../nbs/09_recipe.ipynb #28a09cc4
 def newton_step(
     model: nn.Module,  # Ends in a linear layer
     rows: Rows,  # Before the change, tensors
@@ -527,7 +531,7 @@ def newton_step(
             last.layer.bias -= step[:, d].to(last.layer.bias)
     return new
 
-
+# %% ../nbs/09_recipe.ipynb #553e2fc6
 def _weighted_gradient(last: _LastLayer, rows: Rows) -> Tensor:
     "Gradient of the summed loss for the layer, (K*(D+1),)."
     weights = np.ones(len(rows)) if rows.weights is None else rows.weights
