@@ -209,6 +209,35 @@ def _all_decades(X, low, high, n, fixed):
         row[: len(found)] = found
     return edges
 
+# %% ../nbs/09_split_kernel.ipynb #fb3650ab
+CRITERIA = {"accuracy": 0, "gini": 1, "entropy": 2, "log_loss": 2, "squared_error": 3}
+
+
+def _jit(function):
+    "Compile at the first call, keep the machine code on disk, release the GIL, divide as NumPy does."
+    return njit(function, cache=__name__ != "__main__", nogil=True, error_model="numpy")
+
+
+@_jit
+def _mix(z):
+    "splitmix64 of one number, as in `xai_nb.core`."
+    z = z + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+# %% ../nbs/09_split_kernel.ipynb #8b825b0d
+@_jit
+def _count_fullest(bins, T, fullest):
+    "Rows in the fullest bin of every column, the missing ones left out."
+    count = np.zeros(T + 2, np.int64)
+    for f in range(bins.shape[1]):
+        count[:] = 0
+        for i in range(bins.shape[0]):
+            count[bins[i, f]] += 1
+        for t in range(T + 1):
+            fullest[f] = max(fullest[f], count[t])
+
 # %% ../nbs/09_split_kernel.ipynb #7a22ae16
 def _smallest_modulus(x):
     "The least modulus above 0 of a column, 1 if there is none."
@@ -242,23 +271,6 @@ def _column_decades(x, n):
         _decade_edges(float(np.nanmin(x)), float(np.nanmax(x)), _smallest_modulus(x), n)
     ).astype(float)
 
-# %% ../nbs/09_split_kernel.ipynb #fb3650ab
-CRITERIA = {"accuracy": 0, "gini": 1, "entropy": 2, "log_loss": 2, "squared_error": 3}
-
-
-def _jit(function):
-    "Compile at the first call, keep the machine code on disk, release the GIL, divide as NumPy does."
-    return njit(function, cache=__name__ != "__main__", nogil=True, error_model="numpy")
-
-
-@_jit
-def _mix(z):
-    "splitmix64 of one number, as in `xai_nb.core`."
-    z = z + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
 # %% ../nbs/09_split_kernel.ipynb #3a22d27f
 @_jit
 def _bin(X, edges, inverse, finite, out):
@@ -276,18 +288,6 @@ def _bin(X, edges, inverse, finite, out):
             while t < T and x > edges[f, t]:
                 t += 1
             out[i, f] = t
-
-# %% ../nbs/09_split_kernel.ipynb #8b825b0d
-@_jit
-def _count_fullest(bins, T, fullest):
-    "Rows in the fullest bin of every column, the missing ones left out."
-    count = np.zeros(T + 2, np.int64)
-    for f in range(bins.shape[1]):
-        count[:] = 0
-        for i in range(bins.shape[0]):
-            count[bins[i, f]] += 1
-        for t in range(T + 1):
-            fullest[f] = max(fullest[f], count[t])
 
 # %% ../nbs/09_split_kernel.ipynb #0cf25eb0
 def bin_columns(
