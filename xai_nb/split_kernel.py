@@ -943,7 +943,8 @@ def _mark_invalid(scores, f, count, rows, sides, least, offset, step):
 @_jit
 def _score(nodes, v, data, settings, features, most, room):
     "Score until `most` features can split: valid candidates, best score, features found, features seen."
-    total, starts = nodes.mass[v], data.starts
+    total = nodes.mass[v]
+    starts = data.starts
     weight = _node_weight(nodes, v, settings, starts)
     step = _rounding_step(nodes, v, settings, starts, weight)
     offset = _score_offset(total, settings, starts)
@@ -951,7 +952,8 @@ def _score(nodes, v, data, settings, features, most, room):
     mass = room.below.mass
     scores = room.scores
     sides = room.sides
-    valid_ones, best, seen, found = 0, -np.inf, 0, 0
+    best = -np.inf
+    valid_ones = seen = found = 0
     while seen < len(features) and found < most:
         f = features[seen]
         if settings.criterion == 3:
