@@ -900,9 +900,8 @@ def show_frontier(
             _draw_way(ax, name, d, colour, marker)
         if floor is not None:
             broken = [_gain_and_loss(d)[0] for d in floor.drifts]
-            ax.axvspan(
-                min(broken) - 0.03, max(broken) + 0.03, color="0.88", label=f"{floor.name}, nothing corrected"
-            )
+            label = f"{floor.name}, nothing corrected"
+            ax.axvspan(min(broken) - 0.03, max(broken) + 0.03, color="0.88", label=label)
         ax.axhline(0, color="0.6", linewidth=0.8)
         ax.set(xlabel="right answers broken (% of untouched rows)", ylabel="accuracy gained (points)")
         ax.set_title(title)
