@@ -252,7 +252,7 @@ def regression_cam(
     progress: str | bool | None = None,
 ) -> list[RegressionCAM]: ...
 
-# %% ../nbs/30_moram.ipynb #b0fa5735
+# %% ../nbs/30_moram.ipynb #ed85b859
 def regression_cam(
     model: nn.Module,  # Any module; left as found
     x: Tensor,  # Input, (B C *S), one to three spatial axes; raises NonFiniteError on NaN
@@ -272,7 +272,7 @@ def regression_cam(
         raise ValueError(
             "layer is an empty list; name at least one layer, or leave it out for the last spatial one"
         )
-    wanted = layer if several else [layer or spatial_layer(model, x)]
+    wanted = layer if several else [spatial_layer(model, x) if layer is None else layer]
     names = [one if isinstance(one, str) else find_layer(model, one)[0] for one in wanted]
     target = check_target(target, len(x))
     chunk = lambda xs, ts: _explain(model, xs, names, ts, reshape, abs_activations, return_activations)
@@ -287,7 +287,7 @@ def regression_cam(
         warnings.warn(doubt, stacklevel=2)
     return results if several else results[0]
 
-# %% ../nbs/30_moram.ipynb #fe7a224c
+# %% ../nbs/30_moram.ipynb #03592390
 def _check_input(model: nn.Module, x: Tensor) -> None:
     "Refuse what no layer can take."
     if not isinstance(model, nn.Module):
@@ -296,6 +296,8 @@ def _check_input(model: nn.Module, x: Tensor) -> None:
         raise TypeError(f"x is {type(x).__name__}, expected a tensor; pass torch.as_tensor(x)")
     if x.ndim > 2 and not x.is_floating_point():
         raise TypeError(f"x is {x.dtype}, expected floating point; pass for example x.float() / 255")
+    if not len(x):
+        raise ValueError(f"x has shape {tuple(x.shape)} and holds no example; pass at least one")
     check_finite("the input", x)
 
 
@@ -313,7 +315,7 @@ def _token_doubt(model: nn.Module, x: Tensor, names: Sequence[str]) -> str:
         )
     return ""
 
-# %% ../nbs/30_moram.ipynb #d94bc07b
+# %% ../nbs/30_moram.ipynb #587e650f
 def _explain(
     model: nn.Module,
     x: Tensor,
@@ -340,9 +342,9 @@ def _explain(
     for name, one, g in zip(names, a, grads):
         one, g = (_features(t.detach(), name, x.ndim, reshape) for t in (one, g))
         kept = {"activations": one} if keep else {}
-        found.append(
-            dict(output=check_finite("the output", y.detach()), **_all_maps(one, g, abs_activations), **kept)
-        )
+        with torch.autocast(x.device.type, enabled=False):  # maps are at least float32
+            maps = _all_maps(one, g, abs_activations)
+        found.append(dict(output=check_finite("the output", y.detach()), **maps, **kept))
     return found
 
 # %% ../nbs/30_moram.ipynb #eeb6d53b

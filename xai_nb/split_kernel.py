@@ -949,7 +949,6 @@ def _score(nodes, v, data, settings, features, most, room):
     step = _rounding_step(nodes, v, settings, starts, weight)
     offset = _score_offset(total, settings, starts)
     least = (settings.min_rows_leaf, max(settings.min_weight_leaf, 1e-12 * weight))
-    mass = room.below.mass
     scores = room.scores
     sides = room.sides
     best = -np.inf
@@ -957,9 +956,9 @@ def _score(nodes, v, data, settings, features, most, room):
     while seen < len(features) and found < most:
         f = features[seen]
         if settings.criterion == 3:
-            _score_targets(mass, f, total, settings.ridge, sides.left, sides.right, scores)
+            _score_targets(room.below.mass, f, total, settings.ridge, sides.left, sides.right, scores)
         else:
-            _score_classes(mass, f, total, settings.criterion, data.starts, sides, scores)
+            _score_classes(room.below.mass, f, total, settings.criterion, data.starts, sides, scores)
         valid, top = _mark_invalid(scores, f, room.below.count, nodes.count[v], sides, least, offset, step)
         valid_ones += valid
         best = max(best, top)
