@@ -247,6 +247,19 @@ def body_of(function):
     return function.body[1:] if ast.get_docstring(function) else function.body
 
 
+@each([LIB / f"{name}.py" for name in MODULES])
+def test_a_module_defines_a_name_once(path):
+    "No second definition hides a first one; overloads are declarations."
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    names = [node.name for node in body if isinstance(node, kinds) and not is_overload(node)]
+    assert len(names) == len(set(names)), f"defined twice: {sorted({name for name in names if names.count(name) > 1})}"
+
+
+def is_overload(node):
+    return any(isinstance(decorator, ast.Name) and decorator.id == "overload" for decorator in node.decorator_list)
+
+
 def body_lines(function):
     "Lines of a function from the first statement after its docstring."
     body = body_of(function)

@@ -738,26 +738,6 @@ def breakhis(
     parts = [[f for f, h in zip(files, held_out) if h == part] for part in (False, True)]
     return _breakhis_part(parts[0], prepare), _breakhis_part(parts[1], prepare)
 
-# %% ../nbs/01_data.ipynb #5ffe18d5
-def breakhis(
-    root: str | Path,  # The unpacked set, with folders benign and malignant somewhere below
-    *,
-    magnification: int = 40,  # 40, 100, 200 or 400
-    size: int = 96,  # Side after resizing, pixels
-    test: float = 0.3,  # Share of patients in the test part, 0 ... 1
-    seed: int = 0,  # Of the choice of patients
-) -> tuple[Images, Images]:  # Training and test pictures of different patients; classes 0 benign, 1 malignant
-    "BreaKHis breast tissue (Spanhol et al. 2016), split by patient."
-    files = sorted(p for p in Path(root).rglob("SOB_*.png") if f"-{magnification}-" in p.name)
-    if not files:
-        raise DataNotFound(f"no BreaKHis pictures of magnification {magnification} under {root}")
-    patients = np.array([_breakhis_patient(p) for p in files])
-    held_out = keyed_uniform(seed, "patient", _text_keys(patients)) < test
-    prepare = Preparation(size, size)
-    return tuple(
-        _breakhis_part([f for f, h in zip(files, held_out) if h == part], prepare) for part in (False, True)
-    )
-
 # %% ../nbs/01_data.ipynb #145e495f
 def _text_keys(texts: Sequence[str]) -> np.ndarray:
     "A key for each string, for `keyed_uniform`."
@@ -794,26 +774,6 @@ def pcam(
         torch.from_numpy(labels).long(),
         names=("normal", "tumour"),
     )
-
-# %% ../nbs/01_data.ipynb #d695ae77
-def pcam(
-    root: str | Path,  # Folder with camelyonpatch_level_2_split_*_x.h5 and _y.h5
-    part: str = "train",  # "train", "valid" or "test"
-    *,
-    limit: int | None = None,  # Read only the first pictures
-) -> Images:  # (n 3 96 96), classes 0 normal, 1 tumour; needs h5py
-    "PatchCamelyon (Veeling et al. 2018) from its HDF5 files."
-    if part not in ("train", "valid", "test"):
-        raise ValueError(f"part is {part!r}, expected 'train', 'valid' or 'test'")
-    paths = [Path(root) / f"camelyonpatch_level_2_split_{part}_{kind}.h5" for kind in "xy"]
-    for path in paths:
-        if not path.is_file():
-            raise DataNotFound(f"no file {path}")
-    h5py = need_package("h5py", "bench")
-    with h5py.File(paths[0]) as x, h5py.File(paths[1]) as y:
-        pictures = torch.from_numpy(x["x"][:limit]).permute(0, 3, 1, 2).float() / 255
-        labels = torch.from_numpy(y["y"][:limit].reshape(-1)).long()
-    return Images(pictures, labels, names=("normal", "tumour"))
 
 # %% ../nbs/01_data.ipynb #ae67819a
 import hashlib
