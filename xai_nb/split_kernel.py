@@ -371,7 +371,7 @@ def _extreme_rows(X, columns):
         ]
     return rows
 
-
+# %% ../nbs/09_split_kernel.ipynb #0b670a97
 def _moves_the_decades(X, n):
     "Rows that matter to columns of decades, or to the choice between steps and decades."
     moved = np.zeros(len(X), bool)
