@@ -7,8 +7,8 @@ __all__ = ['CRITERIA', 'MAX_DEPTH', 'nice_steps', 'threshold_grid', 'bin_columns
            'Settings', 'Nodes', 'Histogram', 'empty_nodes', 'some_nodes', 'split_scores', 'snap', 'split_rate',
            'split_law', 'grow_numpy', 'node_weight_of', 'drop_undrawn_features', 'Sides', 'Buffers', 'grow_numba',
            'first_changes', 'sklearn_tree', 'BinnedTable', 'bin_table', 'Grown', 'settings_of', 'rows_or_share',
-           'class_rows', 'target_rows', 'grow_tree', 'class_tree', 'value_tree', 'merge_equal_leaves', 'cut_nodes',
-           'prune_nodes']
+           'class_rows', 'weigh_classes', 'target_rows', 'grow_tree', 'class_tree', 'value_tree', 'merge_equal_leaves',
+           'cut_nodes', 'prune_nodes']
 
 # %% ../nbs/09_split_kernel.ipynb #929a6717
 import heapq
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from sklearn.utils.class_weight import compute_sample_weight
 
 from .core import hash_key, keyed_uniform
 
@@ -1454,6 +1455,23 @@ def class_rows(
     place = np.ascontiguousarray(classes.astype(np.int64) + starts[:-1])
     keys = table.edges.view(np.uint64)
     return Training(table.bins, place, weights, np.zeros((len(place), 0)), starts, table.feature_keys, keys)
+
+# %% ../nbs/09_split_kernel.ipynb #c63b1abb
+def weigh_classes(
+    est: Any,  # Estimator, with or without `class_weight`
+    y: np.ndarray,  # Classes, (B,) or (B O)
+    w: np.ndarray,  # Row weights, (B,)
+) -> np.ndarray:  # Row weights times class weights, (B,); raises ValueError where no row is left
+    "What each row weighs, its class included."
+    if getattr(est, "class_weight", None) is None:
+        return w
+    w = w * compute_sample_weight(est.class_weight, y if y.ndim == 1 or y.shape[1] > 1 else y[:, 0])
+    if not (w.min() >= 0 and 0 < w.max() < math.inf):
+        raise ValueError(
+            f"class_weight={est.class_weight!r} gives no row a positive weight, or one a weight "
+            "below 0 or not finite: weights of classes must be finite, not below 0, and not all 0"
+        )
+    return w
 
 # %% ../nbs/09_split_kernel.ipynb #97987010
 def target_rows(
