@@ -189,7 +189,7 @@ def test_modules_import_with_the_runtime_requirements_alone():
     python("-c", IMPORT_ALONE, " ".join(MODULES), " ".join([*dev, "ipywidgets", "IPython"]))
 
 
-WITHOUT_TORCH = {"core", "metrics", "trees", "clustering", "fairwashing", "split_kernel", "site", "cli"}
+WITHOUT_TORCH = {"core", "metrics", "trees", "tree_sensitivity", "clustering", "fairwashing", "split_kernel", "site", "cli"}
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_TORCH & set(MODULES)))
