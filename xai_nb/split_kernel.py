@@ -101,35 +101,32 @@ def _decade_edges(low, high, smallest, n):
     return np.array(best)[keep]
 
 # %% ../nbs/09_split_kernel.ipynb #c1f6746e
-def _crowd(x, edges):
-    "Rows in the bin of the median, without those that share its commonest value."
+def _crowd(x, edges, shift=0):
+    "Rows in the bin of the median, or of a rank beside it, without those that share its commonest value."
     x = x[~np.isnan(x)]
     bins = np.searchsorted(edges, x)
-    values = x[bins == np.partition(bins, len(x) // 2)[len(x) // 2]]
+    rank = min(max(len(x) // 2 + shift, 0), len(x) - 1)
+    values = x[bins == np.partition(bins, rank)[rank]]
     return len(values) - np.unique(values, return_counts=True)[1].max()
 
 
-class _Spread(NamedTuple):
-    "How the rows of a column lie on two grids."
-
-    rows: int  # Rows with a value
-    in_step: int  # Crowd in the fullest bin of equal steps
-    in_decade: int  # Crowd in the fullest bin of decades
-
-    @property
-    def follows_decades(self):
-        "More than half of the rows share a step, and decades part them."
-        return 2 * self.in_step > self.rows and 2 * self.in_decade < self.in_step
-
-    @property
-    def is_close(self):
-        "One row could decide otherwise."
-        return abs(2 * self.in_step - self.rows) <= 3 or abs(2 * self.in_decade - self.in_step) <= 3
+def _follows_decades(x, steps, decades):
+    "Whether more than half of the rows of a column share a step, and decades part them."
+    in_step = _crowd(x, steps)
+    return 2 * in_step > (~np.isnan(x)).sum() and 2 * _crowd(x, decades) < in_step
 
 # %% ../nbs/09_split_kernel.ipynb #f626dee5
-def _spread_of(x, steps, decades):
-    "How a column lies on equal steps and on decades."
-    return _Spread(int((~np.isnan(x)).sum()), _crowd(x, steps), _crowd(x, decades))
+class _CrowdWithout(NamedTuple):
+    "The crowds that a column can have without one of its rows: the median may move by a rank."
+
+    least: int
+    most: int
+
+
+def _crowd_without_one(x, edges):
+    "Smallest and largest crowd after a deletion."
+    crowds = [_crowd(x, edges, shift) for shift in (-1, 0, 1)]
+    return _CrowdWithout(min(crowds) - 1, max(crowds))
 
 # %% ../nbs/09_split_kernel.ipynb #d8055cae
 def _own_edges(grid, n_features):
@@ -259,7 +256,7 @@ def _with_decades(X, edges, n):
     edges = edges.copy()
     for f in _crowded_columns(X, edges):
         decades = _column_decades(X[:, f], n)
-        if _spread_of(X[:, f], edges[f], decades).follows_decades:
+        if _follows_decades(X[:, f], edges[f], decades):
             edges[f] = np.inf
             edges[f, : len(decades)] = decades
     return edges
@@ -374,15 +371,20 @@ def _extreme_rows(X, columns):
         ]
     return rows
 
-
+# %% ../nbs/09_split_kernel.ipynb #0b670a97
 def _moves_the_decades(X, n):
     "Rows that matter to columns of decades, or to the choice between steps and decades."
     moved = np.zeros(len(X), bool)
     edges = np.float32(_nice_edges(*_range_of(X, None), n)).astype(float)
     for f in _crowded_columns(X, edges):
-        spread = _spread_of(X[:, f], edges[f], _column_decades(X[:, f], n))
-        if spread.is_close:
-            return ~moved
+        rows = (~np.isnan(X[:, f])).sum()
+        step = _crowd_without_one(X[:, f], edges[f])
+        if 2 * step.most < rows:
+            continue
+        decade = _crowd_without_one(X[:, f], _column_decades(X[:, f], n))
+        surely = 2 * step.least > rows and 2 * decade.most < step.least
+        if not surely and 2 * decade.least < step.most:
+            return np.ones(len(X), bool)
         moved[_extreme_rows(X, [f])] = True
     return moved
 

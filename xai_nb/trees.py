@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SQUARED', 'LOGISTIC', 'SOFTMAX', 'StableTreeClassifier', 'StableTreeRegressor', 'differing_nodes', 'node_weight',
            'tree_distance', 'prediction_disagreement', 'partition_distance', 'LeaveOneOut', 'leave_one_out',
-           'Sensitivity', 'average_sensitivity', 'SensitivityReport', 'sensitivity_report', 'tree_text', 'tree_census',
-           'stability_path', 'Correction', 'correct_labels', 'keyed_bootstrap', 'StableForestClassifier',
-           'StableForestRegressor', 'StableGradientBoostingClassifier', 'StableGradientBoostingRegressor']
+           'Sensitivity', 'average_sensitivity', 'SensitivityReport', 'sensitivity_report', 'row_influence',
+           'tree_text', 'tree_census', 'stability_path', 'Correction', 'correct_labels', 'keyed_bootstrap',
+           'StableForestClassifier', 'StableForestRegressor', 'StableGradientBoostingClassifier',
+           'StableGradientBoostingRegressor']
 
 # %% ../nbs/60_trees.ipynb #53e34b9f
 import math
@@ -818,6 +819,20 @@ def _lines_by_depth(loo):
         inner = int(((depth == k) & (tree.feature >= 0)).sum())
         share = loo.distance[hit].sum() / len(loo.distance)
         yield {"depth": k, "inner nodes": inner, "deletions": int(hit.sum()), "sensitivity": share}
+
+# %% ../nbs/60_trees.ipynb #be499785
+def row_influence(
+    model: BaseEstimator,  # Decision tree; stable ones are walked, others refitted without each row
+    X: Any,  # Training table, (B D)
+    y: Any,  # Target, (B,)
+    sample_weight: Any = None,  # Row weights, (B,)
+    seeds: Iterable[int] = range(10),  # Seeds of the tree
+) -> np.ndarray:  # (B,), in [0, 1]: its mean is the mean average sensitivity over the seeds
+    "How much of the tree changes when a row goes, one score a row, averaged over seeds."
+    trees = [clone(model).set_params(random_state=seed) for seed in seeds]
+    if not trees:
+        raise ValueError("seeds is empty: give at least one seed")
+    return np.mean([leave_one_out(tree, X, y, sample_weight).distance for tree in trees], axis=0)
 
 # %% ../nbs/60_trees.ipynb #f3f658fb
 def tree_text(
