@@ -521,7 +521,7 @@ def wilson_interval(
     half = z / shrink * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     return Interval(rate, max(0.0, centre - half), min(1.0, centre + half))
 
-# %% ../nbs/04_metrics.ipynb #cbf0f663
+# %% ../nbs/04_metrics.ipynb #7b448fc5
 def roc_interval(
     high: Any,  # Scores that should be higher, (M,)
     low: Any,  # Scores that should be lower, (N,)
@@ -544,12 +544,12 @@ def roc_gap(
     gap = _wins(*scores) - np.mean([_wins(*other) for other in others], axis=0)
     return _placement_interval(gap, _same_group(gap, high_group, low_group))
 
-# %% ../nbs/04_metrics.ipynb #6b220fd2
+# %% ../nbs/04_metrics.ipynb #5a824de0
 def finite_scores(
     scores: Any,  # One number per row, (B,): tensor, array, column of a table or sequence
 ) -> np.ndarray:  # (B,), float64; raises ValueError that names the first NaN
     "Scores as a vector of numbers."
-    values = np.asarray(scores.detach().cpu() if hasattr(scores, "detach") else scores, float)
+    values = np.asarray(scores.detach().cpu().double() if hasattr(scores, "detach") else scores, float)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"scores have shape {values.shape}, expected one number per row, (B,) with B > 0")
     wrong = np.flatnonzero(~np.isfinite(values))
@@ -573,7 +573,7 @@ def _same_group(pairs: np.ndarray, high_group: Any, low_group: Any) -> np.ndarra
         raise ValueError(f"no pair to compare among {given}: one group per score, and one in common")
     return counted
 
-# %% ../nbs/04_metrics.ipynb #a2183d2e
+# %% ../nbs/04_metrics.ipynb #1ed376c7
 def _placement_interval(pairs: np.ndarray, counted: np.ndarray) -> Interval:
     "Mean over the pairs (M N) that count, with DeLong's interval."
     mean = float(pairs[counted].mean())

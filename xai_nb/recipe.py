@@ -20,8 +20,8 @@ from .models import fit, predict
 
 # %% auto #0
 __all__ = ['Rows', 'number_rows', 'as_column', 'as_numbers', 'places_of', 'take_rows', 'row_noise', 'fit_dtype', 'fit_rows',
-           'Recipe', 'first_difference', 'class_scores', 'row_losses', 'Change', 'check_change', 'check_values',
-           'change_ids', 'is_idle', 'edit_rows', 'ShardedModel', 'train_shards', 'forget_in_shards',
+           'Recipe', 'first_difference', 'class_scores', 'row_losses', 'out_of_fold', 'Change', 'check_change',
+           'check_values', 'change_ids', 'is_idle', 'edit_rows', 'ShardedModel', 'train_shards', 'forget_in_shards',
            'last_layer_influence', 'newton_step']
 
 # %% ../nbs/09_recipe.ipynb #6e4cce97
@@ -65,7 +65,7 @@ def number_rows(
     for name, value in dict(ids=ids, universe=universe, weights=weights).items():
         object.__setattr__(rows, name, value)
 
-# %% ../nbs/09_recipe.ipynb #aff11144
+# %% ../nbs/09_recipe.ipynb #d6327dda
 def as_column(
     name: str,  # What it is, for the message
     values: Any,  # Tensor, array, table or column of pandas, list
@@ -90,7 +90,9 @@ def as_numbers(
 ) -> np.ndarray:  # (R,), on the CPU
     "A column as an array; an empty one holds whole numbers."
     column = as_column(name, values)
-    array = column.cpu().numpy() if isinstance(column, Tensor) else column
+    if isinstance(column, Tensor):
+        column = (column.double() if column.is_floating_point() else column).cpu().numpy()
+    array = np.asarray(column)
     if array.ndim != 1:
         raise TypeError(f"{name} have shape {array.shape}, expected one number per row, (R,)")
     return array if len(array) else np.zeros(0, np.int64)
@@ -118,7 +120,7 @@ def places_of(
     if len(lacking):
         span = f"{rows.universe.min()} ... {rows.universe.max()}" if len(rows.universe) else "none"
         raise ValueError(
-            f"no row {lacking[0]} ({len(lacking)} of {len(wanted)} lacking); rows are {span}, some may be gone"
+            f"no row {lacking[0]} ({len(lacking)} of {len(ids)} lacking); rows are {span}, some may be gone"
         )
     return order[at]
 
@@ -215,7 +217,7 @@ def _weigh(state: Any) -> None:
     w = state.batch.weights
     state.criterion = lambda output, y: (w * F.cross_entropy(output, y, reduction="none")).sum() / w.sum()
 
-# %% ../nbs/09_recipe.ipynb #da8741bb
+# %% ../nbs/09_recipe.ipynb #68be2a03
 def fit_dtype(
     model: nn.Module,  # Any
     x: Any,  # Inputs, (B ...)
@@ -243,7 +245,13 @@ def fit_rows(
         weights = torch.as_tensor(rows.weights, dtype=torch.float32)
         on_step = [_weigh, *on_step]
     stream = _Stream(fit_dtype(model, rows.x), torch.as_tensor(rows.y).long(), weights, rows, augment)
-    fit(model, stream, epochs=epochs, seed=seed, batch_size=batch_size, on_step=on_step, **settings)
+    try:
+        fit(model, stream, epochs=epochs, seed=seed, batch_size=batch_size, on_step=on_step, **settings)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        said = "a batch has one row left, too few to normalise; take another batch_size"
+        raise ValueError(f"{said}: {error}") from error
     return model
 
 # %% ../nbs/09_recipe.ipynb #c54edf9a
@@ -307,7 +315,12 @@ def class_scores(
 
 def _module_scores(model: nn.Module, x: Any) -> Tensor:
     "Outputs of a module, at least in float32."
-    scores = predict(model, fit_dtype(model, x)).detach().cpu()
+    given = fit_dtype(model, x)
+    try:
+        scores = predict(model, given).detach().cpu()
+    except RuntimeError as error:
+        kind = f"{tuple(given.shape)} of {given.dtype}"
+        raise ValueError(f"the model does not take x, {kind}: {error}") from error
     return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 
 
@@ -321,7 +334,7 @@ def _estimator_scores(model: Any, x: Any) -> Tensor:
     scores[:, torch.as_tensor(model.classes_, dtype=torch.int64)] = given
     return scores
 
-# %% ../nbs/09_recipe.ipynb #c6255804
+# %% ../nbs/09_recipe.ipynb #66a8b67d
 def row_losses(
     model: Any,  # torch module or scikit-learn classifier
     rows: Rows,  # Any rows
@@ -337,6 +350,23 @@ def row_losses(
     else:
         logs = F.pad(scores, (0, max(0, beyond))).clamp_min(1e-12).log()
     return F.nll_loss(logs.double(), y, reduction="none")
+
+# %% ../nbs/09_recipe.ipynb #7f857570
+def out_of_fold(
+    recipe: Recipe,  # Of the rows
+    folds: int = 5,  # Models to train
+) -> Tensor:  # (B,), nats: large where models that never saw the row find its label unlikely
+    "The loss of each row under a model trained without it."
+    ids = recipe.rows.ids
+    if not 2 <= folds <= len(ids):
+        raise ValueError(f"folds is {folds}, expected 2 ... {len(ids)}")
+    fold = np.empty(len(ids), np.int64)
+    fold[np.argsort(hash_key(recipe.seed, "fold", ids), kind="stable")] = np.arange(len(ids)) % folds
+    losses = torch.empty(len(ids), dtype=torch.float64)
+    for k in range(folds):
+        model = recipe.fit(take_rows(recipe.rows, ids[fold != k]))
+        losses[torch.from_numpy(fold == k)] = row_losses(model, take_rows(recipe.rows, ids[fold == k]))
+    return losses
 
 # %% ../nbs/09_recipe.ipynb #b0fcb08a
 @dataclass(frozen=True)
@@ -396,6 +426,8 @@ def change_ids(
     rows: Rows,  # The table
 ) -> np.ndarray:  # Numbers of the changed rows, (R,); raises ValueError
     "The rows that a change means, by number."
+    if not isinstance(change, Change):
+        raise TypeError(f"change is a {type(change).__name__}, expected Change(rows, labels=, weights=)")
     if change.rows.dtype != bool:
         places_of(rows, change.rows)
         return change.rows.astype(np.int64)
@@ -533,6 +565,8 @@ class _LastLayer(NamedTuple):
 # %% ../nbs/09_recipe.ipynb #9a4ae646
 def _last_layer(model: nn.Module, x: Tensor) -> _LastLayer:
     "Find the last linear layer, record its input, and check that its output is the model's."
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is a {type(model).__name__}, expected a torch module")
     linear = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     if not linear:
         raise ValueError(f"{type(model).__name__} has no linear layer; this method needs one at the end")
@@ -540,7 +574,7 @@ def _last_layer(model: nn.Module, x: Tensor) -> _LastLayer:
     seen = []
     hook = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
     try:
-        output = predict(model, x)
+        output = predict(model, fit_dtype(model, x))
     finally:
         hook.remove()
     features = torch.cat(seen).flatten(1)
@@ -553,7 +587,7 @@ def _last_layer(model: nn.Module, x: Tensor) -> _LastLayer:
 # %% ../nbs/09_recipe.ipynb #7effa673
 def _row_gradients(last: _LastLayer, y: Tensor) -> Tensor:
     "Gradient of each row's cross-entropy for the layer, (B K*(D+1))."
-    error = last.p - F.one_hot(y.to(last.p.device), last.p.shape[1])
+    error = last.p - F.one_hot(torch.as_tensor(y).long().to(last.p.device), last.p.shape[1])
     return torch.einsum("bk,bd->bkd", error, last.features).flatten(1)
 
 
