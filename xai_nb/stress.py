@@ -10,7 +10,10 @@ __all__ = ['Time', 'ACTIVATIONS', 'LOSSES', 'Event', 'Epoch', 'Step', 'Fraction'
 # %% ../nbs/09_stress.ipynb #144375b2
 import copy
 import fnmatch
+import inspect
 import math
+import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -48,8 +51,13 @@ class Fraction:
 class Plateau:
     "When an observed number has not fallen for some observations."
 
-    name: str = "loss"  # As given to `HotSwapper.observe`
-    patience: int = 3  # Observations without a new minimum
+    name: str = "loss"  # As given to `HotSwapper.observe`; `train_family` observes "loss" once an epoch
+    patience: int = 3  # Observations without a new minimum, at least 1
+
+    def __post_init__(self) -> None:
+        "Check the patience."
+        if self.patience < 1:
+            raise ValueError(f"patience is {self.patience}, expected 1 or more observations")
 
 
 Time = Epoch | Step | Fraction | Plateau
@@ -68,11 +76,13 @@ def _step_of(time: Any, epochs: int, steps_per_epoch: int) -> int | None:
         step = time.number
     else:
         raise TypeError(f"{time!r} is no time; use Epoch(6), Step(1200), Fraction(0.5) or Plateau('loss')")
+    if step != int(step):
+        raise ValueError(f"{time} lies between two steps; a Step is a whole number")
     if not 0 <= step <= total:
         raise ValueError(
             f"{time} is step {step}; the training has steps 0 ... {total - 1}, and {total} is after the last"
         )
-    return step
+    return int(step)
 
 # %% ../nbs/09_stress.ipynb #3bc518f9
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -147,13 +157,52 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }  # name -> (scores (B K), classes (B,)) -> scalar
 
 # %% ../nbs/09_stress.ipynb #b60fca4b
-def _find(kind: str, name: Any, table: Mapping[str, Any]) -> Any:
-    "Look a name up; a callable passes through."
-    if callable(name):
-        return name
-    if name not in table:
-        raise ValueError(f"no {kind} {name!r}; the names are {', '.join(table)}, or pass a callable")
-    return table[name]
+def _find_loss(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    "A loss by its name; a function or a module passes through."
+    if isinstance(loss, type):
+        raise TypeError(f"loss is the class {loss.__name__}; pass an instance: {loss.__name__}()")
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise ValueError(f"no loss {loss!r}; the names are {', '.join(LOSSES)}, or pass a callable")
+    return LOSSES[loss]
+
+
+def _make_activation(act: Any) -> nn.Module:
+    "A new module, not in place: by name, a copy of a module, or what a class or function makes."
+    if isinstance(act, str) and act not in ACTIVATIONS:
+        names = ", ".join(ACTIVATIONS)
+        raise ValueError(f"no activation {act!r}; the names are {names}, or pass what makes a module")
+    made = copy.deepcopy(act) if isinstance(act, nn.Module) else ACTIVATIONS.get(act, act)()
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"act={_name_of(act)} makes {type(made).__name__}, expected a module")
+    for part in made.modules():
+        if hasattr(part, "inplace"):
+            part.inplace = False
+    return made
+
+# %% ../nbs/09_stress.ipynb #5dab29a1
+def _check_activation(act: Any) -> None:
+    "Raise for what makes no module; draws no random number."
+    named = isinstance(act, (str, nn.Module))
+    if not named and not callable(act):
+        raise TypeError(f"act is {act!r}; expected a name, a module or what makes one")
+    if not named and not _takes_nothing(act):
+        raise TypeError(
+            f"act={_name_of(act)} cannot be called without an argument, so it makes no module; "
+            "pass a class such as nn.Tanh, or Activation(function) from xai_nb.models"
+        )
+    with torch.random.fork_rng(devices=[]):
+        _make_activation(act)
+
+
+def _takes_nothing(make: Callable) -> bool:
+    "Whether it can be called without an argument; False for a built-in function, which tells no signature."
+    try:
+        inspect.signature(make).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 # %% ../nbs/09_stress.ipynb #d3a229a1
 @dataclass(frozen=True)
@@ -161,13 +210,15 @@ class Swap:
     "From a time on, other activations or another loss."
 
     at: Time  # When it starts
-    act: str | Callable[[], nn.Module] | None = None  # Name from `ACTIVATIONS`, or what makes a module
+    act: str | nn.Module | Callable[[], nn.Module] | None = (
+        None  # Name from `ACTIVATIONS`, a module (copied for each place), or what makes one
+    )
     loss: str | Callable[[Tensor, Tensor], Tensor] | None = None  # Name from `LOSSES`, or a function
     where: str = "*"  # Pattern of module paths that an activation swap touches, for example "layer3.*"
     calibrate: bool = (
-        False  # Rescale each new activation to the mean and spread of the old one on the current batch
+        False  # Rescale each new activation to the mean and spread of the one before on the current batch
     )
-    grad_match: bool = False  # Rescale the new loss so that its gradient is as long as that of the old one
+    grad_match: bool = False  # Rescale the new loss so that its gradient is as long as before the event
     refill: bool = False  # Fill BatchNorm statistics anew from the current batch
     optimizer: str = "keep"  # "keep", or "reset": forget momenta
     warm: int = 0  # Steps over which the learning rate comes back from 0 after the swap
@@ -177,13 +228,18 @@ class Swap:
         if self.act is None and self.loss is None:
             raise ValueError("a swap needs act= or loss=")
         if self.act is not None:
-            _find("activation", self.act, ACTIVATIONS)
+            _check_activation(self.act)
         if self.loss is not None:
-            _find("loss", self.loss, LOSSES)
+            _find_loss(self.loss)
         if self.optimizer not in ("keep", "reset"):
             raise ValueError(f"optimizer is {self.optimizer!r}, expected 'keep' or 'reset'")
         if self.warm < 0:
             raise ValueError(f"warm is {self.warm}, expected 0 or more steps")
+
+    @property
+    def needs(self) -> list[str]:  # Empty where the event looks at no batch
+        "What of the event looks at a batch."
+        return [name for name in ("calibrate", "grad_match", "refill") if getattr(self, name)]
 
 # %% ../nbs/09_stress.ipynb #6600524a
 @dataclass(frozen=True)
@@ -196,9 +252,9 @@ class Pulse:
 
 @dataclass(frozen=True)
 class Ramp:
-    "A swap that comes slowly, as (1 - t) old + t new, with t from 0 at its start to 1; then it stays."
+    "A swap that comes slowly, as (1 - t) before + t new, with t from 0 at its start to 1; then it stays."
 
-    swap: Swap  # What happens, and when it starts
+    swap: Swap  # What happens, activation or loss, and when it starts
     until: Time  # When t is 1
 
 
@@ -238,29 +294,62 @@ class StressSchedule:
 
     def __init__(
         self,
-        events: Sequence[Event] = (),  # In any order; of two at one place and time the later in the list wins
+        events: "Event | Sequence[Event] | StressSchedule" = (),  # In any order; at one step the later wins
     ):
+        if isinstance(events, StressSchedule):
+            events = events.events
+        events = (events,) if isinstance(events, Event) else tuple(events)
         wrong = [e for e in events if not isinstance(e, Event)]
         if wrong:
             raise TypeError(f"{wrong[0]!r} is no event; use Swap, Pulse or Ramp")
-        self.events = tuple(events)
+        self.events = events
 
 # %% ../nbs/09_stress.ipynb #fbf944b9
 def _plan_events(events: Sequence[Event], epochs: int, steps_per_epoch: int) -> list[_Planned]:
-    "Events with their steps; raises where one lies outside the training or ends before it starts."
+    "Events with their steps; raises where one cannot happen."
     out = []
     for event in events:
         swap = event if isinstance(event, Swap) else event.swap
         start = _step_of(swap.at, epochs, steps_per_epoch)
         stop = None if event is swap else _step_of(event.until, epochs, steps_per_epoch)
-        if event is not swap and (start is None or stop is None or stop <= start):
-            raise ValueError(
-                f"{type(event).__name__} from {swap.at} until {event.until} ends before it starts"
-            )
-        out.append(_Planned(swap, type(event).__name__, start, stop))
+        kind = type(event).__name__
+        if event is not swap and (start is None or stop is None):
+            raise ValueError(f"a {kind} needs two known steps, and nobody knows that of a plateau beforehand")
+        if event is not swap and stop <= start:
+            raise ValueError(f"{kind} from {swap.at} until {event.until} ends before it starts")
+        planned = _Planned(swap, kind, start, stop)
+        if start == epochs * steps_per_epoch and (swap.warm or swap.optimizer == "reset"):
+            raise ValueError(f"{planned.short} changes the optimiser after the last step, {swap.at}")
+        out.append(planned)
     return out
 
 # %% ../nbs/09_stress.ipynb #013240da
+class _Moments:
+    "Mean and spread of all values that passed."
+
+    def __init__(self):
+        self.calls = 0
+        self.n = 0
+        self.sums = torch.zeros(2, dtype=torch.float64)
+
+    def add(self, y: Tensor) -> None:
+        "Take the values of one call in."
+        y = y.detach().double()
+        self.calls += 1
+        self.n += y.numel()
+        self.sums += torch.stack([y.sum(), y.square().sum()]).cpu()
+
+    @property
+    def mean(self) -> float:
+        "Mean over all calls."
+        return float(self.sums[0]) / self.n
+
+    @property
+    def spread(self) -> float:
+        "Standard deviation over all calls."
+        return math.sqrt(max(0.0, float(self.sums[1]) / self.n - self.mean**2))
+
+# %% ../nbs/09_stress.ipynb #f53a3fa8
 class _Entry:
     "One event's activation at one site: what runs, how much of it, and its calibration."
 
@@ -269,6 +358,16 @@ class _Entry:
         self.share = 1.0
         self.gain = 1.0
         self.shift = 0.0
+
+    def run(self, x: Tensor) -> Tensor:
+        "The new activation, rescaled."
+        y = self.module(x)
+        return y if self.gain == 1.0 and self.shift == 0.0 else self.gain * y + self.shift
+
+    def tune(self, seen: _Moments, wanted: _Moments) -> None:
+        "Choose gain and shift so that what the module returned gets the mean and spread that are wanted."
+        self.gain = wanted.spread / seen.spread if seen.spread > 0 else 1.0
+        self.shift = wanted.mean - self.gain * seen.mean
 
 # %% ../nbs/09_stress.ipynb #e44e96e5
 class _Site(nn.Module):
@@ -279,40 +378,66 @@ class _Site(nn.Module):
         self.path = site.path
         self.form = site.form
         self.old = site.old
-        self.entries: dict[int, _Entry] = {}  # by number of the event; the last one runs
+        self.writes_back = getattr(site.old, "inplace", False)
+        self.entries: dict[int, _Entry] = {}  # by number of the event; the last one is the top card
         self.parts = nn.ModuleDict()  # the same modules, so that their parameters are seen
-        self.recorded: tuple[Tensor, Tensor] | None = None  # mean and spread of the old output
-        self.mode = ""  # "record", "calibrate" or nothing
+        self.wanted: _Moments | None = None  # what calibration records of the site, and aims at
+        self.seen: _Moments | None = None  # what the top module returned while it is calibrated
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        "The last entry's activation, or the old one."
-        if not self.entries or self.mode == "record":
-            return self._run_old(x, args, kwargs)
-        entry = list(self.entries.values())[-1]
-        y = entry.module(x)
-        if self.mode == "calibrate":
-            _calibrate(entry, y, self.recorded)
-        if entry.gain != 1.0 or entry.shift != 0.0:
-            y = entry.gain * y + entry.shift
-        if entry.share == 1.0:
-            return y
-        return (1 - entry.share) * self.old(x.clone(), *args, **kwargs) + entry.share * y
-
-    def _run_old(self, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        "What stood here; in record mode its mean and spread are kept."
-        y = self.old(x, *args, **kwargs)
-        if self.mode == "record":
-            self.recorded = y.detach().mean(), y.detach().std()
+        "What lies on top, or the old activation; one that worked in place leaves its result in `x`."
+        if not self.entries:
+            y = self.old(x, *args, **kwargs)
+        else:
+            y = self._mix(list(self.entries.values()), x, args, kwargs)
+            y = x.copy_(y) if self.writes_back else y
+        if self.wanted is not None and self.seen is None:
+            self.wanted.add(y)
         return y
 
+# %% ../nbs/09_stress.ipynb #9c52efc9
+def _mix(self: _Site, entries: list[_Entry], x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+    "The last of the entries, mixed with those below while it comes slowly; `x` stays as it is."
+    if not entries:
+        return self.old(x.clone(), *args, **kwargs)
+    top = entries[-1]
+    if self.seen is not None and len(entries) == len(self.entries):
+        _calibrate(self, top, x)
+    if top.share == 0.0:
+        return self._mix(entries[:-1], x, args, kwargs)
+    alone = top.share == 1.0
+    y = top.run(x if alone and not self.writes_back else x.clone())
+    return y if alone else (1 - top.share) * self._mix(entries[:-1], x, args, kwargs) + top.share * y
+
+
+def _calibrate(self: _Site, entry: _Entry, x: Tensor) -> None:
+    "Look at what the new module makes of x; a place that is called once is tuned at once."
+    self.seen.add(entry.module(x.clone()))
+    if self.wanted.calls == 1:
+        entry.tune(self.seen, self.wanted)
+
+
+_Site._mix = _mix
+
 # %% ../nbs/09_stress.ipynb #4c5a0398
-def _calibrate(entry: _Entry, y: Tensor, wanted: tuple[Tensor, Tensor] | None) -> None:
-    "Choose gain and shift so that this batch has the mean and spread of the old output."
-    if wanted is None:
-        return
-    spread = float(y.detach().std())
-    entry.gain = float(wanted[1]) / spread if spread > 0 else 1.0
-    entry.shift = float(wanted[0]) - entry.gain * float(y.detach().mean())
+def _state_dict(self: _Site, *args: Any, destination: Any = None, prefix: str = "", **options: Any) -> Any:
+    "State under the names that it had before there was a site; what swaps added is under `parts`."
+    destination = {} if destination is None else destination
+    for part, name in ((self.old, prefix), (self.parts, f"{prefix}parts.")):
+        if isinstance(part, nn.Module):
+            part.state_dict(destination=destination, prefix=name, **options)
+    return destination
+
+
+def _load_from_state_dict(self: _Site, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    "Before loading: what belongs to the old activation gets the name that it has inside the site."
+    for key in [k for k in state if k.startswith(prefix) and not k.startswith(f"{prefix}parts.")]:
+        state[f"{prefix}old.{key.removeprefix(prefix)}"] = state.pop(key)
+    nn.Module._load_from_state_dict(self, state, prefix, *rest)
+
+
+_Site.state_dict = _state_dict
+_Site._load_from_state_dict = _load_from_state_dict
 
 # %% ../nbs/09_stress.ipynb #d2556960
 class SwapRecord(NamedTuple):
@@ -323,6 +448,65 @@ class SwapRecord(NamedTuple):
     sites: int  # How many places changed
     scale: float  # Factor of the loss from then on
 
+
+@dataclass
+class _LossEntry:
+    "A loss, its factor, and how much of it counts."
+
+    fn: Callable[[Tensor, Tensor], Tensor]
+    scale: float = 1.0
+    share: float = 1.0
+
+    def __call__(self, scores: Tensor, y: Tensor) -> Tensor:
+        "The rescaled loss."
+        value = self.fn(scores, y)
+        return value if self.scale == 1.0 else self.scale * value
+
+# %% ../nbs/09_stress.ipynb #1ceffc20
+class _WarmUp:
+    "A factor on the learning rates inside `optimizer.step()` alone: schedulers and checkpoints never see it."
+
+    def __init__(self):
+        self.factor = 1.0
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._hooks: list[Any] = []
+        self._rates: list[tuple[dict, Any]] = []  # a group, and the rate that belongs to it
+
+    def set(self, factor: float, optimizer: Any) -> None:
+        "Use this factor from the next step on; 1 takes the hooks away."
+        self.factor = factor
+        if factor == 1.0 or optimizer is not self._optimizer:
+            self._give_back()
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks = []
+            self._optimizer = None
+        if factor != 1.0 and self._optimizer is None:
+            self._optimizer = optimizer
+            self._hooks = [
+                optimizer.register_step_pre_hook(self._scale),
+                optimizer.register_step_post_hook(self._give_back),
+            ]
+
+# %% ../nbs/09_stress.ipynb #6fd2e567
+def _scale(self: _WarmUp, optimizer: Any, *rest: Any) -> None:
+    "Before the step: smaller rates."
+    self._give_back()
+    self._rates = [(group, group["lr"]) for group in optimizer.param_groups]
+    for group, rate in self._rates:
+        group["lr"] = rate * self.factor
+
+
+def _give_back(self: _WarmUp, *rest: Any) -> None:
+    "After the step: the rates as they were, the same objects."
+    for group, rate in self._rates:
+        group["lr"] = rate
+    self._rates = []
+
+
+_WarmUp._scale = _scale
+_WarmUp._give_back = _give_back
+
 # %% ../nbs/09_stress.ipynb #9b34da44
 class HotSwapper:
     "Applies a schedule to a model while it trains."
@@ -330,7 +514,7 @@ class HotSwapper:
     def __init__(
         self,
         model: nn.Module,  # Its activations get sites; `revert()` takes them out again
-        schedule: StressSchedule | Sequence[Event],  # What happens when
+        schedule: StressSchedule | Event | Sequence[Event],  # What happens when
         *,
         epochs: int,  # Length of the training
         steps_per_epoch: int,  # Steps of the optimiser an epoch
@@ -338,27 +522,32 @@ class HotSwapper:
         example: Tensor | None = None,  # (B ...): one forward that finds activations called as functions
         old: Sequence[type[nn.Module]] = HIDDEN,  # Kinds of activation to find; gates are not among them
     ):
-        if isinstance(model, torch.jit.ScriptModule):
-            raise TypeError("a scripted module cannot be swapped; stress the eager module it was made of")
-        if hasattr(model, "_orig_mod"):
-            raise TypeError("a compiled module cannot be swapped; stress model._orig_mod and compile again")
-        schedule = schedule if isinstance(schedule, StressSchedule) else StressSchedule(schedule)
+        _check_stressed(model, old)
         self.model = model
-        self.epochs = epochs
-        self.steps_per_epoch = steps_per_epoch
-        self._planned = _plan_events(schedule.events, epochs, steps_per_epoch)
-        self._losses = {-1: (_find("loss", loss, LOSSES), 1.0)}
-        self._done: dict[int, str] = {}
+        self.epochs = _as_count("epochs", epochs)
+        self.steps_per_epoch = _as_count("steps_per_epoch", steps_per_epoch)
+        self._planned = _plan_events(StressSchedule(schedule).events, epochs, steps_per_epoch)
+        self._losses: dict[int, _LossEntry] = {-1: _LossEntry(_find_loss(loss))}
+        self._begun: dict[int, int] = {}  # number of an event -> step at which it began
+        self._over: set[int] = set()  # events that change no more
         self._best: dict[str, tuple[float, int]] = {}
-        self._warm: tuple[int, int, list[float]] | None = None
+        self._warm = _WarmUp()
+        self._optimizer: torch.optim.Optimizer | None = None  # the last one that was passed
+        self._reverted = False
         self.log: list[SwapRecord] = []
         self._sites: list[_Site] = []
         self._swapped = None
+        self._old = tuple(old)
         if any(p.event.act is not None for p in self._planned):
             _, self._swapped = swap_activations(
                 model, make=self._make_site, old=old, example=example, copied=False
             )
         self._check_matches()
+        try:
+            _register_calls(self)
+        except BaseException:
+            self.revert()
+            raise
 
     def _make_site(self, site: Any) -> _Site:
         "A site that does what stood there."
@@ -369,10 +558,11 @@ class HotSwapper:
         "Raise for a swap that would touch nothing."
         for p in (p for p in self._planned if p.event.act is not None):
             if not _matching(self._sites, p.event):
-                paths = ", ".join(s.path or "the model" for s in self._sites) or "none"
+                paths = ", ".join(_place(s) for s in self._sites) or "none"
                 self.revert()
                 raise ValueError(
                     f"{p.short} matches no activation; there are: {paths}. Calls such as F.relu need example="
+                    + _left_alone(self.model, self._old)
                 )
 
     @property
@@ -403,28 +593,27 @@ class HotSwapper:
         y: Tensor,  # (B,) classes
     ) -> Tensor:  # Scalar
         "The loss that holds now."
-        fn, scale = list(self._losses.values())[-1]
-        value = fn(unwrap_output(output), y)
-        return value if scale == 1.0 else scale * value
+        return _mix_losses(list(self._losses.values()), unwrap_output(output), y)
 
     def observe(
         self,
-        name: str,  # As `Plateau` names it
+        name: str,  # As `Plateau` names it; raises ValueError where no plateau waits for it
         value: float,  # Smaller is better
         step: int,  # The next step
         **batch: Any,  # As `before_step` takes it
     ) -> None:
         "Tell a number that a `Plateau` waits for, for example once an epoch."
+        if self._reverted:
+            return
+        names = sorted({p.event.at.name for p in self._planned if p.start is None})
+        if names and name not in names:
+            raise ValueError(f"no plateau waits for {name!r}; they wait for {', '.join(names)}")
         best, waited = self._best.get(name, (math.inf, 0))
-        self._best[name] = (value, 0) if value < best else (best, waited + 1)
+        self._best[name] = (float(value), 0) if value < best else (best, waited + 1)
         for number, p in enumerate(self._planned):
             at = p.event.at
-            if (
-                isinstance(at, Plateau)
-                and at.name == name
-                and number not in self._done
-                and self._best[name][1] >= at.patience
-            ):
+            waits = p.start is None and at.name == name and number not in self._begun
+            if waits and self._best[name][1] >= at.patience:
                 _start(self, number, step, **batch)
 
     def before_step(
@@ -435,13 +624,19 @@ class HotSwapper:
         y: Tensor | None = None,  # Its classes
         optimizer: torch.optim.Optimizer | None = None,  # Gets the parameters of new activations
     ) -> None:
-        "Do what is due before a step. Call it before every forward pass in training."
-        for number, p in enumerate(self._planned):
-            if p.start is not None and step >= p.start and number not in self._done:
-                _start(self, number, step, x=x, y=y, optimizer=optimizer)
-            if self._done.get(number) == "on" and p.stop is not None:
+        "Do what is due. Call it before every forward pass in training; after `revert()` it does nothing."
+        if self._reverted:
+            return
+        _know_optimizer(self, optimizer)
+        fresh = [n for n, p in enumerate(self._planned) if p.start is not None and n not in self._begun]
+        due = [n for n in fresh if step >= self._planned[n].start]
+        for number in sorted(due, key=lambda n: (self._planned[n].start, n)):
+            _start(self, number, step, x=x, y=y, optimizer=optimizer)
+        for number in self._begun:
+            if number not in self._over and self._planned[number].stop is not None:
                 _advance(self, number, step)
-        _warm_up(self, step, optimizer)
+        _warm_up(self, step)
+        _miss_observers(self, step)
 
     def on_step(
         self,
@@ -451,41 +646,139 @@ class HotSwapper:
         self.before_step(state.step, x=state.batch.x, y=state.batch.y, optimizer=state.optimizer)
 
     def revert(self) -> None:
-        "Put back what stood in the model: the same objects. The loss returns too."
+        "Put back what stood in the model: the same objects. Loss, optimiser and learning rate return too."
+        for number in list(self._begun):
+            _take_out(self, number)
+        self._warm.set(1.0, None)
         if self._swapped is not None:
+            _unregister_calls(self)
             self._swapped.revert()
             self._swapped = None
-        for site in self._sites:
-            site.entries.clear()
-        self._losses = {-1: self._losses[-1]}
+        self._reverted = True
 
     def state_dict(
         self,
-    ) -> dict[str, Any]:  # Plain numbers and strings; weights are in the model's own state dict
+    ) -> dict[str, Any]:  # Numbers, strings and lists; weights are in the model's own state dict
         "What is needed to go on in the middle of a schedule."
-        entries = [[(n, e.share, e.gain, e.shift) for n, e in s.entries.items()] for s in self._sites]
-        scales = {n: scale for n, (_, scale) in self._losses.items()}
+        entries = [[[n, e.share, e.gain, e.shift] for n, e in s.entries.items()] for s in self._sites]
         return {
-            "done": dict(self._done),
+            "events": [p.short for p in self._planned],
+            "begun": [[n, step] for n, step in self._begun.items()],
+            "over": sorted(self._over),
             "entries": entries,
-            "scales": scales,
-            "best": dict(self._best),
-            "log": list(self.log),
+            "losses": [[n, e.scale, e.share] for n, e in self._losses.items() if n >= 0],
+            "best": [[name, value, waited] for name, (value, waited) in self._best.items()],
+            "log": [list(record) for record in self.log],
         }
 
     def load_state_dict(
         self,
         state: Mapping[str, Any],  # From `state_dict` of a swapper with the same model and schedule
+        optimizer: torch.optim.Optimizer | None = None,  # Gets the parameters that swaps added
     ) -> None:
-        "Go on where another swapper stopped; load the model's weights afterwards."
+        "Go on where another swapper stopped; load the model's and the optimiser's own states afterwards."
+        if self._reverted:
+            raise ValueError("this swapper was reverted; make a new one")
+        if state["events"] != [p.short for p in self._planned]:
+            raise ValueError(f"the state is of {state['events']}, this schedule is another")
         if len(state["entries"]) != len(self._sites):
             raise ValueError(f"the state has {len(state['entries'])} places, this model {len(self._sites)}")
         _restore(self, state)
+        _know_optimizer(self, optimizer)
 
-# %% ../nbs/09_stress.ipynb #df5e05ab
+# %% ../nbs/09_stress.ipynb #07f9b65c
+def _as_count(name: str, value: Any) -> int:
+    "A whole number of at least 1."
+    if not hasattr(value, "__index__") or operator.index(value) < 1:
+        raise ValueError(f"{name} is {value!r}, expected a whole number of at least 1")
+    return operator.index(value)
+
+
+def _check_stressed(model: Any, old: Sequence[type[nn.Module]]) -> None:
+    "Refuse a model whose activations cannot be reached."
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("a scripted module cannot be swapped; stress the eager module it was made of")
+    if hasattr(model, "_orig_mod"):
+        raise TypeError("a compiled module cannot be swapped; stress model._orig_mod and compile again")
+    if type(model) in tuple(old):
+        name = type(model).__name__
+        raise TypeError(f"the model is itself a {name}, and has no place to swap; pass nn.Sequential(model)")
+
+
+def _left_alone(model: nn.Module, old: Sequence[type[nn.Module]]) -> str:
+    "The advice about activations of a kind that was not asked for."
+    kinds = {type(m) for m in model.modules() if type(m).__module__ == "torch.nn.modules.activation"}
+    names = sorted(k.__name__ for k in kinds - set(old) - {nn.MultiheadAttention})
+    listed = ", ".join(f"nn.{name}" for name in names)
+    seen = ", ".join(names)
+    return f"; {seen} may be gates and were left alone; name them: old=[{listed}]" if names else ""
+
+# %% ../nbs/09_stress.ipynb #aa3b63fd
+def _call_owners(hs: HotSwapper) -> list[tuple[nn.Module, str, _Site]]:
+    "Modules that call an activation as a function, the name of the slot in them, and the site."
+    calls = [s for s in hs._sites if s.form == "call"]
+    names = [f"swapped_{getattr(s.old, '__name__', 'call').rstrip('_')}" for s in calls]
+    return [(hs.model.get_submodule(s.path), name, s) for s, name in zip(calls, names)]
+
+
+def _register_calls(hs: HotSwapper) -> None:
+    "Make sites of function calls parts of their modules: parameters that swaps add belong to the model."
+    for owner, name, site in _call_owners(hs):
+        reached = [p for p in hs._planned if _matching([site], p.event)]
+        if not any(_learns(p.event.act) for p in reached):
+            continue
+        if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            kind = type(owner).__name__
+            raise ValueError(f"{reached[0].short} adds parameters to a {kind}, which would run them")
+        owner.add_module(name, site)
+
+
+def _unregister_calls(hs: HotSwapper) -> None:
+    "Take the sites of function calls out of their modules."
+    for owner, name, site in _call_owners(hs):
+        if owner._modules.get(name) is site:
+            del owner._modules[name]
+
+
+def _learns(act: Any) -> bool:
+    "Whether the activation has parameters."
+    with torch.random.fork_rng(devices=[]):
+        return any(True for _ in _make_activation(act).parameters())
+
+# %% ../nbs/09_stress.ipynb #4948a1d2
+def _mix_losses(entries: list[_LossEntry], scores: Tensor, y: Tensor) -> Tensor:
+    "The last loss, mixed with those below while it comes slowly."
+    top = entries[-1]
+    if top.share == 1.0:
+        return top(scores, y)
+    below = _mix_losses(entries[:-1], scores, y)
+    return below if top.share == 0.0 else (1 - top.share) * below + top.share * top(scores, y)
+
+
+def _miss_observers(hs: HotSwapper, step: int) -> None:
+    "Warn once, at half-time, of a plateau whose number nobody has told."
+    if step != max(1, hs.total // 2):
+        return
+    unheard = {p.event.at.name for p in hs._planned if p.start is None} - set(hs._best)
+    for name in sorted(unheard):
+        warnings.warn(
+            f"half of the training is over and nobody called observe({name!r}, value, step): "
+            "its plateau cannot come",
+            stacklevel=3,
+        )
+
+# %% ../nbs/09_stress.ipynb #484c314d
 def _matching(sites: Sequence[_Site], event: Swap) -> list[_Site]:
-    "The sites that an activation swap touches."
-    return [] if event.act is None else [s for s in sites if fnmatch.fnmatch(s.path, event.where)]
+    "The sites that an activation swap touches: by their path, a call also as `path.relu()`."
+    if event.act is None:
+        return []
+    return [s for s in sites if any(fnmatch.fnmatch(n, event.where) for n in (s.path, _place(s)))]
+
+
+def _place(site: _Site) -> str:
+    "How messages name a site."
+    call = f"{getattr(site.old, '__name__', '')}()" if site.form == "call" else ""
+    return f"{site.path}.{call}".strip(".")
 
 
 def _current(site: _Site) -> Any:
@@ -496,70 +789,136 @@ def _current(site: _Site) -> Any:
 def _start(
     hs: HotSwapper, number: int, step: int, x: Any = None, y: Any = None, optimizer: Any = None
 ) -> None:
-    "Begin an event."
+    "Begin an event, as a whole or not at all."
     p = hs._planned[number]
-    needs = [name for name in ("calibrate", "grad_match", "refill") if getattr(p.event, name)]
-    if needs and (x is None or (p.event.grad_match and y is None)):
-        raise ValueError(
-            f"{p.short} with {', '.join(needs)} needs the coming batch: before_step(step, x=x, y=y)"
-        )
     touched = _matching(hs._sites, p.event)
-    if p.event.act is not None:
-        _enter_sites(hs, number, p, touched, x, optimizer)
-    if p.event.loss is not None:
-        _enter_loss(hs, number, p.event, x, y)
-    if p.event.refill:
-        fill_batchnorm(hs.model, x)
-    _treat_optimizer(hs, p, step, optimizer)
-    hs._done[number] = "on"
-    hs.log.append(SwapRecord(step, p.short, len(touched), list(hs._losses.values())[-1][1]))
+    made = [_fitting(hs.model, p.event.act) for _ in touched]
+    _check_needs(hs, p, made, step, x, y, optimizer)
+    undo = _way_back(hs, number, p.event)
+    try:
+        pull = _gradient_norm(hs.model, hs.loss, x, y) if p.event.grad_match else None
+        _enter_sites(hs, number, touched, made, x)
+        if p.event.loss is not None:
+            _enter_loss(hs, number, pull, x, y)
+        if p.event.refill:
+            fill_batchnorm(hs.model, x)
+        if p.event.optimizer == "reset":
+            optimizer.state.clear()
+    except BaseException:
+        undo()
+        raise
+    hs._begun[number] = step
+    if optimizer is not None:
+        _join(hs, number, optimizer)
+    hs.log.append(SwapRecord(step, p.short, len(touched), list(hs._losses.values())[-1].scale))
+
+# %% ../nbs/09_stress.ipynb #35c9b6fd
+def _fitting(model: nn.Module, act: Any) -> nn.Module:
+    "A new activation in the device, type and mode of the model."
+    module = _make_activation(act).train(model.training)
+    like = next((q for q in model.parameters() if q.is_floating_point()), None)
+    return module if like is None else module.to(device=like.device, dtype=like.dtype)
+
+# %% ../nbs/09_stress.ipynb #b6c09615
+def _check_needs(hs: HotSwapper, p: _Planned, made: list, step: int, x: Any, y: Any, optimizer: Any) -> None:
+    "Raise where something is missing that the event needs; after the last step nothing is trained any more."
+    if p.event.needs and (x is None or (p.event.grad_match and y is None)):
+        raise ValueError(
+            f"{p.short} with {', '.join(p.event.needs)} needs the coming batch: before_step(step, x=x, y=y)"
+        )
+    if optimizer is not None:
+        return
+    if p.event.optimizer == "reset" or p.event.warm:
+        raise ValueError(f"{p.short} changes the optimiser; pass optimizer= to before_step")
+    new = sum(1 for module in made for _ in module.parameters())
+    if new and step < hs.total:
+        raise ValueError(f"{p.short} adds {new} parameters; pass optimizer= so that they are trained")
+
+# %% ../nbs/09_stress.ipynb #593f9bec
+def _way_back(hs: HotSwapper, number: int, event: Swap) -> Callable[[], None]:
+    "A function that undoes a beginning that fails."
+    norms = [m for m in hs.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [(b, b.clone()) for m in norms for b in m.buffers()] if event.refill else []
+
+    def undo() -> None:
+        _take_out(hs, number)
+        for buffer, value in kept:
+            buffer.copy_(value)
+
+    return undo
 
 # %% ../nbs/09_stress.ipynb #96b41e5e
-def _enter_sites(
-    hs: HotSwapper, number: int, p: _Planned, touched: list[_Site], x: Any, optimizer: Any
-) -> None:
-    "Put the event's activation at its sites, in the device, type and mode of the model."
-    like = next(iter(hs.model.parameters()), None)
-    known = {id(q) for q in hs.model.parameters()}
+def _enter_sites(hs: HotSwapper, number: int, touched: list[_Site], made: list[nn.Module], x: Any) -> None:
+    "Put the event's activations at their sites, and calibrate them if asked."
+    p = hs._planned[number]
+    wanted = _watch(hs, touched, x, "wanted") if p.event.calibrate else []
+    for site, module in zip(touched, made):
+        _put(site, number, module, 0.0 if p.kind == "Ramp" else 1.0)
     if p.event.calibrate:
-        _run_in_mode(hs, touched, "record", x)
-    for site in touched:
-        module = _find("activation", p.event.act, ACTIVATIONS)()
-        module = module if like is None else module.to(device=like.device, dtype=like.dtype)
-        site.entries[number] = _Entry(module.train(hs.model.training))
-        site.parts[str(number)] = module
-        if p.kind == "Ramp":
-            site.entries[number].share = 0.0
-    if p.event.calibrate:
-        _run_in_mode(hs, touched, "calibrate", x)
-    new = [q for s in touched for q in s.parts[str(number)].parameters() if id(q) not in known]
-    if new and optimizer is None:
-        raise ValueError(f"{p.short} adds {len(new)} parameters; pass optimizer= so that they are trained")
-    if new:
-        optimizer.add_param_group({"params": new})
+        _tune(hs, number, list(zip(touched, wanted)), x)
+
+
+def _put(site: _Site, number: int, module: nn.Module, share: float) -> _Entry:
+    "Lay an activation on top."
+    entry = site.entries[number] = _Entry(module)
+    entry.share = share
+    site.parts[str(number)] = module
+    return entry
 
 # %% ../nbs/09_stress.ipynb #be946303
-def _run_in_mode(hs: HotSwapper, touched: list[_Site], mode: str, x: Tensor) -> None:
-    "One forward pass in eval mode with the touched sites in a mode."
-    for site in touched:
-        site.mode = mode
+def _watch(hs: HotSwapper, touched: list[_Site], x: Tensor, what: str) -> list[_Moments]:
+    "One forward pass in eval mode: moments of what the sites gave (`wanted`) or the new modules (`seen`)."
+    moments = [_Moments() for _ in touched]
+    for site, m in zip(touched, moments):
+        setattr(site, what, m)
     try:
         with eval_mode(hs.model), torch.no_grad():
-            hs.model(x)
+            hs.model(x.clone())
     finally:
         for site in touched:
-            site.mode = ""
+            setattr(site, what, None)
+    return moments
 
+# %% ../nbs/09_stress.ipynb #5dd1bd4a
+def _tune(hs: HotSwapper, number: int, goals: list[tuple[_Site, _Moments]], x: Tensor) -> None:
+    "Calibrate; where a place is called several times, all its calls have one gain, found by repetition."
+    goals = [(site, wanted) for site, wanted in goals if wanted.n]
+    several = [(site, wanted) for site, wanted in goals if wanted.calls > 1]
+    for _ in range(50):
+        for site, wanted in goals:
+            site.wanted = wanted
+        try:
+            seen = dict(zip((s for s, _ in goals), _watch(hs, [s for s, _ in goals], x, "seen")))
+        finally:
+            for site, _ in goals:
+                site.wanted = None
+        gaps = [_retune(site.entries[number], seen[site], wanted) for site, wanted in several]
+        if max(gaps, default=0.0) < 1e-6:
+            return
+    warnings.warn(f"calibration left a gap of {max(gaps):.1g} spreads after 50 passes", stacklevel=4)
 
-def _enter_loss(hs: HotSwapper, number: int, event: Swap, x: Any, y: Any) -> None:
-    "Put the event's loss on top, rescaled if asked."
-    old, scale = list(hs._losses.values())[-1]
-    new = _find("loss", event.loss, LOSSES)
-    factor = 1.0
-    if event.grad_match:
-        before, after = (_gradient_norm(hs.model, fn, x, y) for fn in (old, new))
-        factor = scale * before / after if after > 0 else 1.0
-    hs._losses[number] = (new, factor)
+# %% ../nbs/09_stress.ipynb #3a028818
+def _retune(entry: _Entry, seen: _Moments, wanted: _Moments) -> float:
+    "Set gain and shift anew; returns how far off they were, in spreads."
+    unit = wanted.spread or 1.0
+    off_mean = abs(entry.gain * seen.mean + entry.shift - wanted.mean) / unit
+    off_spread = abs(entry.gain * seen.spread - wanted.spread) / unit
+    entry.tune(seen, wanted)
+    return max(off_mean, off_spread)
+
+# %% ../nbs/09_stress.ipynb #84e13aaf
+def _enter_loss(hs: HotSwapper, number: int, pull: float | None, x: Any, y: Any) -> None:
+    "Put the event's loss on top; rescaled, if a pull is given, so that the gradient is as long as that."
+    p = hs._planned[number]
+    new = _LossEntry(_find_loss(p.event.loss))
+    if pull is not None:
+        now = _gradient_norm(hs.model, new, x, y)
+        possible = 0 < now < math.inf and 0 < pull < math.inf
+        new.scale = pull / now if possible else 1.0
+        if not possible:
+            warnings.warn(f"{p.short}: a gradient of {pull:.1g} cannot be matched by {now:.1g}", stacklevel=4)
+    new.share = 0.0 if p.kind == "Ramp" else 1.0
+    hs._losses[number] = new
 
 # %% ../nbs/09_stress.ipynb #2e447acd
 def _gradient_norm(model: nn.Module, loss: Callable, x: Tensor, y: Tensor) -> float:
@@ -571,26 +930,47 @@ def _gradient_norm(model: nn.Module, loss: Callable, x: Tensor, y: Tensor) -> fl
     return math.sqrt(sum(float(g.square().sum()) for g in grads if g is not None))
 
 # %% ../nbs/09_stress.ipynb #6c0e802e
-def _treat_optimizer(hs: HotSwapper, p: _Planned, step: int, optimizer: Any) -> None:
-    "Forget momenta and start a warm-up, if the event says so."
-    if (p.event.optimizer == "reset" or p.event.warm) and optimizer is None:
-        raise ValueError(f"{p.short} changes the optimiser; pass optimizer= to before_step")
-    if p.event.optimizer == "reset":
-        optimizer.state.clear()
-    if p.event.warm:
-        hs._warm = step, p.event.warm, [group["lr"] for group in optimizer.param_groups]
+def _added(hs: HotSwapper, number: int) -> list[nn.Parameter]:
+    "The parameters that an event brought."
+    parts = [s.entries[number].module for s in hs._sites if number in s.entries]
+    return [q for module in parts for q in module.parameters() if q.requires_grad]
 
 
-def _warm_up(hs: HotSwapper, step: int, optimizer: Any) -> None:
-    "Raise the learning rate linearly after a swap."
-    if hs._warm is None or optimizer is None:
+def _know_optimizer(hs: HotSwapper, optimizer: Any) -> None:
+    "Remember the optimiser; it gets what earlier events added, as after `load_state_dict`."
+    if optimizer is None:
         return
-    start, steps, rates = hs._warm
-    share = min(1.0, (step - start + 1) / (steps + 1))
-    for group, rate in zip(optimizer.param_groups, rates):
-        group["lr"] = rate * share
-    if share == 1.0:
-        hs._warm = None
+    hs._optimizer = optimizer
+    for number in hs._begun:
+        _join(hs, number, optimizer)
+
+
+def _join(hs: HotSwapper, number: int, optimizer: torch.optim.Optimizer) -> None:
+    "Add an event's parameters to the group with the least weight decay; a new group would have no schedule."
+    hs._optimizer = optimizer
+    held = {id(q) for group in optimizer.param_groups for q in group["params"]}
+    new = [q for q in _added(hs, number) if id(q) not in held]
+    if new:
+        group = min(optimizer.param_groups, key=lambda g: g.get("weight_decay") or 0.0)
+        group["params"].extend(new)
+        _forget_history(optimizer)
+
+
+def _forget_history(optimizer: torch.optim.Optimizer) -> None:
+    "LBFGS keeps directions in the space of all parameters; they end where the number of parameters changes."
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer.state.clear()
+        optimizer._numel_cache = None
+
+# %% ../nbs/09_stress.ipynb #c2280fe3
+def _warm_up(hs: HotSwapper, step: int) -> None:
+    "Raise the learning rate linearly after a swap; of two warm-ups at a time the lower one holds."
+    warm = {n: hs._planned[n].event.warm for n in hs._begun if hs._planned[n].event.warm}
+    shares = [min(1.0, (step - hs._begun[n] + 1) / (steps + 1)) for n, steps in warm.items()]
+    factor = min(shares, default=1.0)
+    if factor < 1.0 and hs._optimizer is None:
+        raise ValueError(f"a warm-up is on at step {step}; pass optimizer= to before_step")
+    hs._warm.set(factor, hs._optimizer)
 
 # %% ../nbs/09_stress.ipynb #e18abdc6
 def _advance(hs: HotSwapper, number: int, step: int) -> None:
@@ -598,47 +978,51 @@ def _advance(hs: HotSwapper, number: int, step: int) -> None:
     p = hs._planned[number]
     if p.kind == "Ramp":
         share = min(1.0, (step - p.start) / (p.stop - p.start))
-        for site in _matching(hs._sites, p.event):
-            site.entries[number].share = share
+        cards = [s.entries[number] for s in hs._sites if number in s.entries]
+        for card in cards + [e for n, e in hs._losses.items() if n == number]:
+            card.share = share
         if share == 1.0:
-            hs._done[number] = "over"
+            hs._over.add(number)
     elif step >= p.stop:
-        _leave(hs, number)
-        hs.log.append(
-            SwapRecord(
-                step,
-                f"end of {p.short}",
-                len(_matching(hs._sites, p.event)),
-                list(hs._losses.values())[-1][1],
-            )
-        )
+        touched = len(_matching(hs._sites, p.event))
+        _take_out(hs, number)
+        hs._over.add(number)
+        scale = list(hs._losses.values())[-1].scale
+        hs.log.append(SwapRecord(step, f"end of {p.short}", touched, scale))
 
 # %% ../nbs/09_stress.ipynb #d6b88d1e
-def _leave(hs: HotSwapper, number: int) -> None:
-    "Take an event back."
+def _take_out(hs: HotSwapper, number: int) -> None:
+    "Take an event's cards away, and its parameters out of the optimiser."
+    gone = {id(q): q for q in _added(hs, number)}
     for site in hs._sites:
-        site.entries.pop(number, None)
+        if site.entries.pop(number, None) is not None:
+            del site.parts[str(number)]
     hs._losses.pop(number, None)
-    hs._done[number] = "over"
+    if not gone or hs._optimizer is None:
+        return
+    for group in hs._optimizer.param_groups:
+        group["params"][:] = [q for q in group["params"] if id(q) not in gone]
+    for q in gone.values():
+        hs._optimizer.state.pop(q, None)
+    _forget_history(hs._optimizer)
 
 # %% ../nbs/09_stress.ipynb #421b2cea
 def _restore(hs: HotSwapper, state: Mapping[str, Any]) -> None:
     "Rebuild entries and losses from plain numbers."
-    hs._done = dict(state["done"])
-    hs._best = dict(state["best"])
-    hs.log = list(state["log"])
-    for site, entries in zip(hs._sites, state["entries"]):
-        site.entries.clear()
-        for number, share, gain, shift in entries:
-            module = _find("activation", hs._planned[number].event.act, ACTIVATIONS)()
-            entry = site.entries[number] = _Entry(module)
-            entry.share = share
-            entry.gain = gain
-            entry.shift = shift
-            site.parts[str(number)] = module
-    first = hs._losses[-1]
-    named = {n: _find("loss", hs._planned[n].event.loss, LOSSES) for n in state["scales"] if n >= 0}
-    hs._losses = {-1: first} | {n: (fn, state["scales"][n]) for n, fn in named.items()}
+    for number in list(hs._begun):
+        _take_out(hs, number)
+    hs._begun = {n: step for n, step in state["begun"]}
+    hs._over = set(state["over"])
+    hs._best = {name: (value, waited) for name, value, waited in state["best"]}
+    hs.log = [SwapRecord(*record) for record in state["log"]]
+    with torch.random.fork_rng(devices=[]):
+        for site, entries in zip(hs._sites, state["entries"]):
+            for number, share, gain, shift in entries:
+                entry = _put(site, number, _fitting(hs.model, hs._planned[number].event.act), share)
+                entry.gain = gain
+                entry.shift = shift
+    named = {n: (_find_loss(hs._planned[n].event.loss), scale, share) for n, scale, share in state["losses"]}
+    hs._losses = {-1: hs._losses[-1]} | {n: _LossEntry(*parts) for n, parts in named.items()}
 
 # %% ../nbs/09_stress.ipynb #888decb3
 @dataclass(frozen=True)
@@ -655,6 +1039,16 @@ class TrainingPlan:
     loss: str | Callable[[Tensor, Tensor], Tensor] = "ce"  # Loss at the start
     clip: float | None = None  # Largest norm of the gradient
 
+    def __post_init__(self) -> None:
+        "Check the data and the sizes."
+        kinds = [type(t).__name__ for t in (self.x, self.y) if not isinstance(t, Tensor)]
+        if kinds:
+            raise TypeError(f"x and y are tensors; got {', '.join(kinds)} (torch.from_numpy makes one)")
+        if len(self.x) != len(self.y):
+            raise ValueError(f"x holds {len(self.x)} examples and y {len(self.y)}")
+        _as_count("epochs", self.epochs)
+        _as_count("batch_size", self.batch_size)
+
     @property
     def steps_per_epoch(self) -> int:  # The last batch may be smaller
         "Steps of the optimiser an epoch."
@@ -668,8 +1062,10 @@ class Family:
     models: tuple[nn.Module, ...]  # In eval mode
     seeds: tuple[int, ...]  # One a network
     states: tuple[str, ...]  # "finished" or "diverged"
-    log: tuple[SwapRecord, ...]  # What the stress did, the same for all seeds
+    log: tuple[SwapRecord, ...]  # What the stress did to the first network
     stacked: bool  # Whether the networks were trained as one stack
+    logs: tuple[tuple[SwapRecord, ...], ...] = ()  # The log of every network; plateaus differ between seeds
+    reason: str = ""  # Why they were trained one by one, empty where nothing stood against a stack
 
 # %% ../nbs/09_stress.ipynb #aa6137c6
 def _seeded(plan: TrainingPlan, seed: int, device: torch.device) -> nn.Module:
@@ -681,9 +1077,17 @@ def _seeded(plan: TrainingPlan, seed: int, device: torch.device) -> nn.Module:
 
 def _swapper(model: nn.Module, plan: TrainingPlan, stress: Sequence[Event]) -> HotSwapper:
     "The engine for one network of the plan."
-    example = plan.x[:2].to(next(model.parameters()).device)
+    like = next(iter(model.parameters()), plan.x)
     sizes = {"epochs": plan.epochs, "steps_per_epoch": plan.steps_per_epoch}
-    return HotSwapper(model, stress, loss=plan.loss, example=example, **sizes)
+    return HotSwapper(model, stress, loss=plan.loss, example=plan.x[:2].to(like.device), **sizes)
+
+
+def _check_observed(stress: Sequence[Event]) -> None:
+    "Refuse a plateau of a number that `train_family` does not observe."
+    ats = [e.at if isinstance(e, Swap) else e.swap.at for e in stress]
+    unknown = sorted({at.name for at in ats if isinstance(at, Plateau) and at.name != "loss"})
+    if unknown:
+        raise ValueError(f"train_family observes 'loss' once an epoch, no {', '.join(unknown)}")
 
 # %% ../nbs/09_stress.ipynb #ca02ef63
 def _train_one(
@@ -701,28 +1105,38 @@ def _train_one(
         optimizer=sgd,
         schedule="constant",
         on_step=[hs.on_step, *calls],
+        callbacks=[lambda state: _observe_loss(hs, state)],
         seed=seed,
         device=device,
         on_divergence="stop",
         **options,
     )
     if history.state != "diverged":
-        hs.before_step(hs.total, x=plan.x, y=plan.y)
-    return model.eval(), history.state, hs.log
+        hs.before_step(hs.total, x=plan.x.to(device), y=plan.y.to(device))
+    return model.eval(), history.state, tuple(hs.log)
+
+# %% ../nbs/09_stress.ipynb #594aad73
+def _observe_loss(hs: HotSwapper, state: Any) -> None:
+    "Tell the mean loss of an epoch, with its last batch; after the last epoch nothing starts."
+    if any(p.start is None for p in hs._planned) and state.step < hs.total:
+        batch = {"x": state.batch.x, "y": state.batch.y, "optimizer": state.optimizer}
+        hs.observe("loss", state.loss, state.step, **batch)
 
 # %% ../nbs/09_stress.ipynb #1266669b
 def _stackable(plan: TrainingPlan, stress: Sequence[Event], model: nn.Module) -> str:
-    "Why the seeds cannot be stacked; empty where they can."
+    "What forbids a stack before anything is tried; empty where nothing does."
     for module in model.modules():
         if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
             return f"{type(module).__name__} keeps a state or draws random numbers"
+    for name, _ in model.named_buffers():
+        return f"the buffer {name} is a state that is no parameter"
     for event in (e if isinstance(e, Swap) else e.swap for e in stress):
-        if event.calibrate or event.grad_match or event.refill or event.warm or event.optimizer != "keep":
+        if event.needs or event.warm or event.optimizer != "keep":
             return f"the swap at {event.at} looks at a batch or at the optimiser"
         if isinstance(event.at, Plateau):
             return "a plateau differs between seeds"
-        if event.act is not None and list(_find("activation", event.act, ACTIVATIONS)().parameters()):
-            return f"{event.act} has parameters"
+        if event.act is not None and _learns(event.act):
+            return f"{_name_of(event.act)} has parameters"
     return "" if plan.clip is None else "clipping needs one norm per network"
 
 # %% ../nbs/09_stress.ipynb #c41c904d
@@ -734,81 +1148,161 @@ def _orders(seeds: Sequence[int], n: int, batch_size: int, epochs: int) -> Any:
         yield from order.split(batch_size, dim=1)
 
 
-def _train_stacked(
-    plan: TrainingPlan, seeds: Sequence[int], stress: Sequence[Swap], device: torch.device
-) -> Family:
-    "All seeds at once."
-    models = [_seeded(plan, seed, device) for seed in seeds]
-    base = _seeded(plan, 0, device)
-    hs = _swapper(base, plan, stress)
-    params, _ = torch.func.stack_module_state(models)
-    names = list(params)
-    leaves = [p.detach().requires_grad_() for p in params.values()]
-    _step_through(plan, seeds, hs, base, names, leaves, device)
-    finite = torch.stack([torch.isfinite(p.detach().flatten(1)).all(1) for p in leaves]).all(0)
-    for i, model in enumerate(models):
-        model.load_state_dict({name: p[i].detach() for name, p in zip(names, leaves)})
-        _swapper(model, plan, stress).before_step(hs.total)
-    states = tuple("finished" if ok else "diverged" for ok in finite.tolist())
-    return Family(tuple(m.eval() for m in models), tuple(seeds), states, tuple(hs.log), True)
+@dataclass
+class _Stack:
+    "The networks of all seeds, each for itself and as one batched network."
+
+    members: list[HotSwapper]  # One a seed, with its model
+    base: HotSwapper  # Runs with the weights of all
+    values: dict[str, Tensor]  # Name of a parameter -> its values for all seeds (N ...)
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        "What is trained; frozen parameters are left out."
+        return {name: v for name, v in self.values.items() if v.requires_grad}
+
+    def write_back(self) -> None:
+        "Give every network its own weights."
+        with torch.no_grad():
+            for i, hs in enumerate(self.members):
+                for name, p in hs.model.named_parameters():
+                    p.copy_(self.values[name][i])
 
 # %% ../nbs/09_stress.ipynb #8671205f
-def _step_through(
-    plan: TrainingPlan,
-    seeds: Sequence[int],
-    hs: HotSwapper,
-    base: nn.Module,
-    names: list,
-    leaves: list,
-    device: Any,
-) -> None:
-    "The training loop of the stack: one optimiser, one step for all seeds."
-    optimizer = torch.optim.SGD(leaves, lr=plan.lr, momentum=plan.momentum)
+def _stack(plan: TrainingPlan, seeds: Sequence[int], stress: Sequence[Event], device: torch.device) -> _Stack:
+    "Networks of all seeds with their swappers, and the batched one."
+    members = [_swapper(_seeded(plan, seed, device), plan, stress) for seed in seeds]
+    base = _swapper(_seeded(plan, seeds[0], device), plan, stress)
+    named = [dict(hs.model.train().named_parameters()) for hs in members]
+    values = {}
+    for name, p in base.model.train().named_parameters():
+        together = torch.stack([params[name].detach() for params in named])
+        values[name] = together.requires_grad_(p.requires_grad)
+    return _Stack(members, base, values)
+
+
+def _pull(stack: _Stack, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    "Losses (N,) of the batches (N B ...), and gradients by name (N ...)."
+
+    def one(values: dict, x: Tensor, target: Tensor) -> Tensor:
+        return stack.base.loss(torch.func.functional_call(stack.base.model, values, (x,)), target)
+
+    losses = torch.func.vmap(one)(stack.values, x, y)
+    leaves = stack.leaves
+    grads = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+    return losses.detach(), dict(zip(leaves, grads))
+
+# %% ../nbs/09_stress.ipynb #0cc9e675
+def _check_same(stack: _Stack, step: int, x: Tensor, y: Tensor, losses: Tensor, grads: dict) -> None:
+    "Raise unless every network by itself has the loss and gradient that the stack gave it."
+    stack.write_back()
+    for i, hs in enumerate(stack.members):
+        hs.before_step(step)
+        trained = {name: p for name, p in hs.model.named_parameters() if p.requires_grad}
+        before = _plain_state(hs.model)
+        value = hs.loss(hs.model(x[i]), y[i])
+        own = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+        if before != _plain_state(hs.model):
+            raise ValueError("the forward pass changes an attribute of the network")
+        theirs = [None if grads.get(name) is None else grads[name][i] for name in trained]
+        if set(trained) != set(grads) or not _are_near([value, *own], [losses[i], *theirs]):
+            raise ValueError(f"a network alone has another loss or gradient than the stack at step {step}")
+
+
+def _plain_state(model: nn.Module) -> list[str]:
+    "Attributes of all modules that are numbers, texts or tensors, as text."
+    items = [item for m in model.modules() for item in vars(m).items()]
+    return [f"{name}={value}" for name, value in items if isinstance(value, (int, float, str, Tensor))]
+
+# %% ../nbs/09_stress.ipynb #37c7c03e
+def _are_near(own: Sequence[Any], theirs: Sequence[Any]) -> bool:
+    "Equal but for rounding, in the length of the difference; what is not finite must be so in both."
+    pairs = [(a, b) for a, b in zip(own, theirs) if a is not None or b is not None]
+    mine = _joined([(a, b) for a, b in pairs])
+    yours = _joined([(b, a) for a, b in pairs])
+    if not bool(torch.isfinite(mine).all()):
+        return not bool(torch.isfinite(yours).all())
+    return float((mine - yours).norm()) <= 1e-3 * float(mine.norm())
+
+
+def _joined(pairs: list[tuple[Any, Any]]) -> Tensor:
+    "The first of each pair in one vector, zeros where it is None."
+    return torch.cat([(torch.zeros_like(b) if a is None else a.detach()).flatten() for a, b in pairs])
+
+# %% ../nbs/09_stress.ipynb #64a46a38
+def _train_stacked(
+    plan: TrainingPlan, seeds: Sequence[int], stress: Sequence[Event], device: torch.device
+) -> Family:
+    "All seeds at once; raises where that is not the same as one by one."
+    stack = _stack(plan, seeds, stress, device)
     data = plan.x.to(device)
     y = plan.y.to(device)
-    base.train()
-
-    def one(values: tuple, x: Tensor, target: Tensor) -> Tensor:
-        return hs.loss(torch.func.functional_call(base, dict(zip(names, values)), (x,)), target)
-
+    optimizer = torch.optim.SGD(list(stack.leaves.values()), lr=plan.lr, momentum=plan.momentum)
+    happened = -1
     for step, rows in enumerate(_orders(seeds, len(data), plan.batch_size, plan.epochs)):
-        hs.before_step(step, optimizer=optimizer)
+        stack.base.before_step(step)
         rows = rows.to(device)
-        losses = torch.func.vmap(one)(tuple(leaves), data[rows], y[rows])
-        for p, grad in zip(leaves, torch.autograd.grad(losses.sum(), leaves)):
-            p.grad = grad
+        losses, grads = _pull(stack, data[rows], y[rows])
+        if len(stack.base.log) != happened:
+            _check_same(stack, step, data[rows], y[rows], losses, grads)
+            happened = len(stack.base.log)
+        for name, p in stack.leaves.items():
+            p.grad = grads[name]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    hs.before_step(hs.total)
+    return _finished(stack, seeds)
+
+# %% ../nbs/09_stress.ipynb #e34fddec
+def _finished(stack: _Stack, seeds: Sequence[int]) -> Family:
+    "The networks after the last step, each with its own weights."
+    stack.write_back()
+    for hs in [stack.base, *stack.members]:
+        hs.before_step(hs.total)
+    finite = [all(bool(torch.isfinite(p).all()) for p in hs.model.parameters()) for hs in stack.members]
+    states = tuple("finished" if ok else "diverged" for ok in finite)
+    log = tuple(stack.base.log)
+    models = tuple(hs.model.eval() for hs in stack.members)
+    return Family(models, tuple(seeds), states, log, True, (log,) * len(models))
 
 # %% ../nbs/09_stress.ipynb #8b84820e
 def train_family(
     plan: TrainingPlan,  # What all networks share
     seeds: Sequence[int],  # One network each: initial weights and order of the data
-    stress: Sequence[Event] = (),  # Events; empty: the control
+    stress: Event | Sequence[Event] | StressSchedule = (),  # Events; empty: the control
     *,
     stacked: bool
     | None = None,  # True: all seeds at once, or an error; False: one by one; None: as the network allows
-    on_step: Sequence[
+    on_step: Callable | Sequence[
         Callable[[Any], None]
     ] = (),  # Called before each step as `models.fit` does; then seeds run one by one
     device: str | torch.device | None = None,  # None: see `best_device`
 ) -> Family:  # The networks, in eval mode; a diverged run is a state, not an exception
     "Train one network per seed, with the same stress."
-    seeds = list(seeds)
-    stress = list(getattr(stress, "events", stress))
+    seeds = _as_seeds(seeds)
+    stress = StressSchedule(stress).events
+    calls = (on_step,) if callable(on_step) else tuple(on_step)
     device = best_device(device)
-    if len(set(seeds)) < len(seeds) or not seeds:
-        raise ValueError(f"seeds are {seeds}; expected at least one, each once")
-    reason = (
-        "callbacks look at one network"
-        if on_step
-        else _stackable(plan, stress, _seeded(plan, seeds[0], device))
-    )
-    if stacked and reason:
+    _check_observed(stress)
+    reason = "callbacks look at one network" if calls else ""
+    reason = reason or _stackable(plan, stress, _seeded(plan, seeds[0], device))
+    if not reason and stacked is not False:
+        try:
+            return _train_stacked(plan, seeds, stress, device)
+        except Exception as error:  # whatever it is, one by one either works or raises it again
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    if stacked:
         raise ValueError(f"these networks cannot be stacked: {reason}")
-    if stacked or (stacked is None and not reason):
-        return _train_stacked(plan, seeds, stress, device)
-    runs = [_train_one(plan, seed, stress, on_step, device) for seed in seeds]
+    runs = [_train_one(plan, seed, stress, calls, device) for seed in seeds]
     models, states, logs = zip(*runs)
-    return Family(models, tuple(seeds), states, tuple(logs[0]), False)
+    return Family(models, seeds, states, logs[0], False, logs, reason)
+
+# %% ../nbs/09_stress.ipynb #ef7f0ca7
+def _as_seeds(seeds: Any) -> tuple[int, ...]:
+    "Whole numbers, each once."
+    try:
+        numbers = tuple(operator.index(seed) for seed in seeds)
+    except TypeError:
+        raise TypeError(f"seeds is {seeds!r}; expected whole numbers, for example range(5)") from None
+    if len(set(numbers)) < len(numbers) or not numbers:
+        raise ValueError(f"seeds are {list(numbers)}; expected at least one, each once")
+    return numbers
