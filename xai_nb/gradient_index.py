@@ -233,7 +233,7 @@ def _weights_mark(model: nn.Module) -> tuple:
             marks.append((t.data_ptr(), version, zlib.crc32(_bytes_of(some))))
     return tuple(marks)
 
-
+# %% ../nbs/51_gradient_index.ipynb #00251933
 def _data_digests(x: Inputs, y: Tensor) -> tuple[int, int]:
     "CRC-32 of inputs, with their names if they have any, and of labels."
     inputs = 0

@@ -1725,7 +1725,7 @@ def count_examples(
         f"expected a pair (x, y) of tensors or a map-style Dataset of (x, y), got {type(data).__name__}"
     )
 
-
+# %% ../nbs/07_per_example.ipynb #f1979719
 def _is_array(value: Any) -> bool:
     "A tensor or an array."
     return isinstance(value, (Tensor, np.ndarray))
@@ -1736,6 +1736,20 @@ def _arrays_in(x: Any) -> list:
     found: list = []
     map_tensors(found.append, x)
     return found
+
+
+def _pair_of(row: Any) -> tuple:
+    "Inputs and label of a row: (x, y, ...), or a dict with `labels` or `label`, the other entries by name."
+    if isinstance(row, Mapping):
+        label = next((name for name in ("labels", "label") if name in row), None)
+        x = {name: value for name, value in row.items() if name != label}
+        if label is not None and x:
+            return (x if len(x) > 1 else next(iter(x.values()))), row[label]
+    elif isinstance(row, (tuple, list)) and len(row) >= 2:
+        return tuple(row)[:2]
+    got = f"a dict of {list(row)}" if isinstance(row, Mapping) else type(row).__name__
+    said = f"a row of the Dataset is {got}, expected (x, y), or a dict with 'labels' or 'label'"
+    raise TypeError(f"{said}; wrap the Dataset")
 
 # %% ../nbs/07_per_example.ipynb #35922f90
 def take_examples(
@@ -1762,20 +1776,6 @@ def _collate(rows: list, device: torch.device | str) -> tuple[Inputs, Tensor]:
         return map_tensors(lambda t: t.to(device), x), torch.as_tensor(y).to(device)
     except (TypeError, ValueError) as error:
         raise TypeError(f"labels of the Dataset are no numbers: {error}") from error
-
-
-def _pair_of(row: Any) -> tuple:
-    "Inputs and label of a row: (x, y, ...), or a dict with `labels` or `label`, the other entries by name."
-    if isinstance(row, Mapping):
-        label = next((name for name in ("labels", "label") if name in row), None)
-        x = {name: value for name, value in row.items() if name != label}
-        if label is not None and x:
-            return (x if len(x) > 1 else next(iter(x.values()))), row[label]
-    elif isinstance(row, (tuple, list)) and len(row) >= 2:
-        return tuple(row)[:2]
-    got = f"a dict of {list(row)}" if isinstance(row, Mapping) else type(row).__name__
-    said = f"a row of the Dataset is {got}, expected (x, y), or a dict with 'labels' or 'label'"
-    raise TypeError(f"{said}; wrap the Dataset")
 
 
 def batches_of(
