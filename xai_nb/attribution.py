@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -165,6 +165,20 @@ def gradient(
     with _explaining(model):
         return in_chunks(lambda rows, g: _input_gradient(model, rows, g), x, batch_size, given)
 
+# %% ../nbs/03_attribution.ipynb #75538420
+@overload
+def gradient_x_input(
+    model: Callable, x: Any, target: Target = None, *,
+    batch_size: int | None = None, return_residual: Literal[False] = False, extra: Any = (),
+) -> Tensor: ...
+
+
+@overload
+def gradient_x_input(
+    model: Callable, x: Any, target: Target = None, *,
+    batch_size: int | None = None, return_residual: Literal[True], extra: Any = (),
+) -> tuple[Tensor, Tensor]: ...
+
 # %% ../nbs/03_attribution.ipynb #8886ac8f
 def gradient_x_input(
     model: Callable,  # Module or differentiable function
@@ -212,6 +226,24 @@ def _noises(x: Tensor, noise: _Noise) -> Iterator[Tensor]:
         eps = torch.randn(shape, generator=generator, device=generator.device)
         for sign in noise.signs:
             yield sign * width * eps.to(x)
+
+# %% ../nbs/03_attribution.ipynb #ffbd84d0
+@overload
+def smoothgrad(
+    model: Callable, x: Any, target: Target = None, *,
+    n: int = 32, sigma: float | Tensor = 0.1, antithetic: bool = True, shared: bool = True,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None, return_residual: Literal[False] = False, extra: Any = (),
+) -> Tensor: ...
+
+
+@overload
+def smoothgrad(
+    model: Callable, x: Any, target: Target = None, *,
+    n: int = 32, sigma: float | Tensor = 0.1, antithetic: bool = True, shared: bool = True,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None, return_residual: Literal[True], extra: Any = (),
+) -> tuple[Tensor, Tensor]: ...
 
 # %% ../nbs/03_attribution.ipynb #56c58155
 def smoothgrad(
@@ -264,6 +296,22 @@ def _check_smoothgrad(x: Tensor, n: int, sigma: Any, antithetic: bool, return_re
     draws = n // 2 if antithetic else n
     if return_residual and draws < 2:
         raise ValueError(f"a standard error needs two independent draws, n={n} gives {draws}")
+
+# %% ../nbs/03_attribution.ipynb #691cce13
+@overload
+def integrated_gradients(
+    model: Callable, x: Any, target: Target = None, *,
+    steps: int = 32, baseline: Any = None, multiply_by_inputs: bool = True,
+    batch_size: int | None = None, return_residual: Literal[False] = False, extra: Any = (),
+) -> Tensor: ...
+
+
+@overload
+def integrated_gradients(
+    model: Callable, x: Any, target: Target = None, *,
+    steps: int = 32, baseline: Any = None, multiply_by_inputs: bool = True,
+    batch_size: int | None = None, return_residual: Literal[True], extra: Any = (),
+) -> tuple[Tensor, Tensor]: ...
 
 # %% ../nbs/03_attribution.ipynb #3b201ac6
 def integrated_gradients(
@@ -579,6 +627,24 @@ def guided_grad_cam(
     both = dict(batch_size=batch_size, extra=extra)
     cam = grad_cam(model, x, target, layer=layer, size="input", mode=mode, **both)
     return cam * guided_backprop(model, x, target, activations=activations, **both)
+
+# %% ../nbs/03_attribution.ipynb #d07d5003
+@overload
+def occlusion(
+    model: Callable, x: Any, target: Target = None, *,
+    window: int | Sequence[int] | None = None, stride: int | Sequence[int] | None = None,
+    baseline: float | Tensor | None = None,
+    batch_size: int | None = None, return_residual: Literal[False] = False, extra: Any = (),
+) -> Tensor: ...
+
+
+@overload
+def occlusion(
+    model: Callable, x: Any, target: Target = None, *,
+    window: int | Sequence[int] | None = None, stride: int | Sequence[int] | None = None,
+    baseline: float | Tensor | None = None,
+    batch_size: int | None = None, return_residual: Literal[True], extra: Any = (),
+) -> tuple[Tensor, Tensor]: ...
 
 # %% ../nbs/03_attribution.ipynb #3009d9b1
 def occlusion(

@@ -34,7 +34,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 
 import pandas as pd
@@ -2465,6 +2465,20 @@ METHODS = (
     *("lrp-wsquare", "lrp-flat", "lrp-zbox"),
     *COMPOSITES,
 )
+
+# %% ../nbs/08_lrp.ipynb #55e3edf7
+@overload
+def relevance_map(
+    model: nn.Module, x: Tensor, target: Target = None, *,
+    method: str = "rlrp", batch_size: int | None = None, return_residual: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def relevance_map(
+    model: nn.Module, x: Tensor, target: Target = None, *,
+    method: str = "rlrp", batch_size: int | None = None, return_residual: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 # %% ../nbs/08_lrp.ipynb #bb441291
 def relevance_map(
