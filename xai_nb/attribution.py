@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['gradient', 'gradient_x_input', 'smoothgrad', 'integrated_gradients', 'guided_backprop', 'spatial_layer', 'grad_cam',
-           'guided_grad_cam', 'occlusion']
+           'check_rearrangement', 'guided_grad_cam', 'occlusion']
 
 # %% ../nbs/03_attribution.ipynb #ed9fb02c
 import itertools, math, warnings
@@ -584,6 +584,7 @@ def grad_cam(
     mode: str = "bilinear",  # Interpolation, see torch.nn.functional.interpolate
     batch_size: int | None = None,  # Examples per pass
     extra: Any = (),  # More inputs, as in `gradient`
+    reshape: Callable[[Tensor], Tensor] | None = None,  # Layer output -> (B C H W), moving numbers alone
 ) -> Tensor:  # (B 1 H W), output units per pixel of the layer; LayerError for an unknown or non-spatial layer
     "Channels of a layer, weighted by their mean gradient and summed."
     x, given = _checked(x, target, extra)
@@ -594,22 +595,56 @@ def grad_cam(
         raise TypeError("Grad-CAM takes more inputs as a tuple, or by name in extra=, not a dictionary for x")
     with _explaining(model):
         layer = spatial_layer(model, x, given.extra) if layer is None else layer
-        cam = in_chunks(lambda rows, g: _layer_cam(model, rows, g, layer), x, batch_size, given)
+        cam = in_chunks(lambda rows, g: _layer_cam(model, rows, g, layer, reshape), x, batch_size, given)
         cam = cam.relu() if relu else cam
     size = tuple(x.shape[-2:]) if size == "input" else size
     corners = {} if mode in ("nearest", "nearest-exact", "area") else {"align_corners": False}
     return cam if size is None else F.interpolate(cam, size=size, mode=mode, **corners)
 
 # %% ../nbs/03_attribution.ipynb #fc051af8
-def _layer_cam(model: nn.Module, x: Tensor, given: _Given, layer: str | nn.Module) -> Tensor:
+def _layer_cam(
+    model: nn.Module, x: Tensor, given: _Given, layer: str | nn.Module, reshape: Callable | None
+) -> Tensor:
     "The signed map at the layer's own resolution."
     output, a = capture(model, x, layer, extra=given.extra)
-    if a.ndim != 4:
-        name = layer if isinstance(layer, str) else type(layer).__name__
-        raise LayerError(f"layer {name!r} gives {tuple(a.shape)}; Grad-CAM needs (B C H W)")
+    name = layer if isinstance(layer, str) else type(layer).__name__
+    check_rearrangement(reshape, a, name)
+    arranged = reshape or (lambda numbers: numbers)
+    maps = arranged(a.detach())
+    if maps.ndim != 4:
+        raise LayerError(f"layer {name!r} gives {tuple(maps.shape)}; Grad-CAM needs (B C H W)")
     y = check_finite("the output", resolve_target(output, given.target, rows=given.rows))
-    weights = _backward(y, a).mean((2, 3), keepdim=True)
-    return (weights * a.detach()).sum(1, keepdim=True)
+    weights = arranged(_backward(y, a)).mean((2, 3), keepdim=True)
+    return (weights * maps).sum(1, keepdim=True)
+
+# %% ../nbs/03_attribution.ipynb #b88ba263
+def check_rearrangement(
+    reshape: Callable[[Tensor], Tensor] | None,  # Brings a layer's output to channels first; None: nothing
+    a: Tensor,  # Output of the layer, the examples along its first axis
+    layer: str,  # Name of the layer, for the message
+) -> None:  # Raises ValueError
+    "See that `reshape` moves numbers within their example, leaves some out, and does nothing else."
+    if reshape is None:
+        return
+    place = torch.arange(a.numel(), dtype=torch.float64, device=a.device)
+    noise = torch.sin(1.7 * place * place + 1)
+    out = reshape(place.reshape(a.shape))  # each number says where it stood
+    found = out.reshape(len(out), -1).round().long()
+    known = found.numel() > 0 and bool(((found >= 0) & (found < a.numel())).all())
+    moved = known and torch.equal(noise[found], reshape(noise.reshape(a.shape)).reshape(found.shape).double())
+    if not moved or int(found.reshape(-1).bincount().max()) > 1:
+        raise ValueError(_no_rearrangement(layer, a, "returns other numbers than the layer, or one twice"))
+    example = torch.arange(len(out), device=a.device)[:, None]
+    if a.numel() % len(out) or bool((found // (a.numel() // len(out)) != example).any()):
+        raise ValueError(_no_rearrangement(layer, a, "moves numbers from one example to another"))
+
+
+def _no_rearrangement(layer: str, a: Tensor, fault: str) -> str:
+    "What is wrong with a `reshape`, and what one should do."
+    return (
+        f"reshape of layer {layer!r} {fault}: it may permute and leave out what the layer {tuple(a.shape)} "
+        "gives, as token_grid() or lambda a: a.permute(0, 3, 1, 2) do"
+    )
 
 # %% ../nbs/03_attribution.ipynb #490588c8
 def guided_grad_cam(
