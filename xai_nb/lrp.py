@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 # %% ../nbs/08_lrp.ipynb #560078c6
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, overload
+
 import pandas as pd
 import torch
 import torch.nn.functional as F

@@ -29,8 +29,9 @@ from .core import resolve_target, unwrap_output
 # %% auto #0
 __all__ = ['METRICS', 'FRACTIONS', 'Metric', 'metric_table', 'pixel_roc_auc', 'average_precision', 'iou_at_area', 'Curve',
            'random_maps', 'is_distribution', 'keep_curve', 'removal_curve', 'insertion', 'deletion', 'average_ranks',
-           'rank_map', 'spearman', 'Interval', 'bootstrap_interval', 'wilson_interval', 'roc_interval', 'roc_gap',
-           'finite_scores', 'pointing_game', 'max_sensitivity', 'model_randomisation', 'cka', 'hsic', 'disagreement']
+           'rank_map', 'spearman', 'Interval', 'bootstrap_interval', 'wilson_interval', 'student_interval',
+           'roc_interval', 'roc_gap', 'finite_scores', 'pointing_game', 'max_sensitivity', 'model_randomisation', 'cka',
+           'hsic', 'disagreement']
 
 # %% ../nbs/04_metrics.ipynb #bb844ceb
 if TYPE_CHECKING:
@@ -520,6 +521,23 @@ def wilson_interval(
     centre = (rate + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     return Interval(rate, max(0.0, centre - half), min(1.0, centre + half))
+
+# %% ../nbs/04_metrics.ipynb #bb2b856a
+def student_interval(
+    values: Any,  # One number a repetition, (B,): for few of them, where a bootstrap is too narrow
+    *,
+    level: float = 0.95,  # Coverage for values of a normal law, in 0 ... 1
+) -> Interval:  # The mean; both ends infinite for a single value; ValueError for values that are not finite
+    "A mean of few independent values with Student's interval."
+    from scipy.stats import t
+
+    v = np.asarray(values, np.float64)
+    if v.ndim != 1 or not len(v) or not np.isfinite(v).all() or not 0 < level < 1:
+        raise ValueError(f"values of shape {v.shape} at level {level}: expected finite numbers (B,), B > 0")
+    if len(v) == 1:
+        return Interval(float(v[0]), -math.inf, math.inf)
+    half = float(t.ppf((1 + level) / 2, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v)))
+    return Interval(float(v.mean()), float(v.mean()) - half, float(v.mean()) + half)
 
 # %% ../nbs/04_metrics.ipynb #7b448fc5
 def roc_interval(
