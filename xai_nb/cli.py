@@ -1442,3 +1442,8 @@ def main(
     except KeyboardInterrupt:
         print("xai_nb: interrupted", file=sys.stderr)
         return 130
+
+# %% ../nbs/06_cli.ipynb #80cb8fcc
+#| eval: false
+if __name__ == "__main__":
+    raise SystemExit(main())
