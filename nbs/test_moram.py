@@ -250,3 +250,17 @@ class Log(nn.Module):
 
     def forward(self, x):
         return torch.log(x - 1e6)
+
+
+@pytest.mark.filterwarnings("ignore:the output does not depend")
+def test_reshape_is_a_rearrangement(images):
+    "A `reshape` that computes would give the map of another layer; one that moves numbers is the layer itself."
+    net = gap_net()
+    plain = regression_cam(net, images, "1")
+    turned = regression_cam(net, images, "1", reshape=lambda a: a.transpose(2, 3))
+    assert_close(turned.moram, plain.moram.transpose(1, 2))
+    part = regression_cam(net, images, "1", reshape=lambda a: a[:, :, 2:])
+    assert part.moram.shape == (3, plain.moram.shape[1] - 2, plain.moram.shape[2])
+    for wrong in (torch.relu, lambda a: a - a.mean(1, keepdim=True), lambda a: a.flip(0), lambda a: torch.cat([a, a], 2)):
+        with pytest.raises(ValueError, match="may permute and leave out"):
+            regression_cam(net, images, "1", reshape=wrong)

@@ -52,7 +52,7 @@ MAIN = {  # What a topic page is about: its first live call stands by cell 15. S
     "60_trees": ["StableTreeClassifier"],
     "61_clustering": ["StableHierarchicalClustering"],
     "70_hypergrad": ["hypergrad"],
-    "71_bilevel": ["bilevel"],
+    "71_bilevel": ["personalise"],
     "80_fairwashing": ["fairwash_front"],
     "85_correction": ["drift"],
 }
@@ -62,6 +62,7 @@ LONG_CELLS = {  # Exported definitions that cannot be cut into cells of 25 lines
     "09_networks": {"Schedule", "Node", "InProcessNetwork", "_Stack", "MatrixNetwork", "_Reports", "_Wire",
                     "TorchDistributedNetwork"},
     "70_hypergrad": {"_Trace"},
+    "71_bilevel": {"Served", "Personalised"},
     "00_core": {"_Tap"},
     "01_data": {"Images", "Preparation"},
     "03_attribution": {"_LayerSearch"},
@@ -189,7 +190,7 @@ def test_modules_import_with_the_runtime_requirements_alone():
     python("-c", IMPORT_ALONE, " ".join(MODULES), " ".join([*dev, "ipywidgets", "IPython"]))
 
 
-WITHOUT_TORCH = {"core", "metrics", "trees", "clustering", "fairwashing", "split_kernel", "site", "cli"}
+WITHOUT_TORCH = {"core", "metrics", "trees", "tree_sensitivity", "clustering", "fairwashing", "split_kernel", "site", "cli"}
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_TORCH & set(MODULES)))

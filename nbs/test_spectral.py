@@ -166,5 +166,7 @@ def test_several_labels_and_softmax(x):
     torch.testing.assert_close(g, by_hand, rtol=1e-10, atol=1e-14)
     ends = nn.Sequential(*net, nn.Softmax(1))
     refused("probabilities already", lambda: spectral.ask(ends, x))
+    refused("probabilities already", lambda: spectral.ask(ends, x, lambda out: out[:, 0]))
+    refused("ends in a sigmoid", lambda: spectral.ask(nn.Sequential(*net, nn.Sigmoid()), x.repeat(8, 1, 1, 1), 1, of="log_sigmoid"))
     assert spectral.ask(ends, x, of="output").gradient.any()
     assert shown_gaps(trade_off(net, x, softplus_family("backward"), [4.0], of="log_sigmoid"))[0] > 0

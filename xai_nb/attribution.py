@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['gradient', 'gradient_x_input', 'smoothgrad', 'integrated_gradients', 'guided_backprop', 'spatial_layer', 'grad_cam',
-           'guided_grad_cam', 'occlusion']
+           'check_rearrangement', 'guided_grad_cam', 'occlusion']
 
 # %% ../nbs/03_attribution.ipynb #ed9fb02c
 import itertools, math, warnings
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -165,6 +165,20 @@ def gradient(
     with _explaining(model):
         return in_chunks(lambda rows, g: _input_gradient(model, rows, g), x, batch_size, given)
 
+# %% ../nbs/03_attribution.ipynb #75538420
+@overload
+def gradient_x_input(
+    model: Callable, x: Any, target: Target = None, *,
+    batch_size: int | None = None, return_residual: Literal[False] = False, extra: Any = (),
+) -> Tensor: ...
+
+
+@overload
+def gradient_x_input(
+    model: Callable, x: Any, target: Target = None, *,
+    batch_size: int | None = None, return_residual: Literal[True], extra: Any = (),
+) -> tuple[Tensor, Tensor]: ...
+
 # %% ../nbs/03_attribution.ipynb #8886ac8f
 def gradient_x_input(
     model: Callable,  # Module or differentiable function
@@ -212,6 +226,24 @@ def _noises(x: Tensor, noise: _Noise) -> Iterator[Tensor]:
         eps = torch.randn(shape, generator=generator, device=generator.device)
         for sign in noise.signs:
             yield sign * width * eps.to(x)
+
+# %% ../nbs/03_attribution.ipynb #ffbd84d0
+@overload
+def smoothgrad(
+    model: Callable, x: Any, target: Target = None, *,
+    n: int = 32, sigma: float | Tensor = 0.1, antithetic: bool = True, shared: bool = True,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None, return_residual: Literal[False] = False, extra: Any = (),
+) -> Tensor: ...
+
+
+@overload
+def smoothgrad(
+    model: Callable, x: Any, target: Target = None, *,
+    n: int = 32, sigma: float | Tensor = 0.1, antithetic: bool = True, shared: bool = True,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None, return_residual: Literal[True], extra: Any = (),
+) -> tuple[Tensor, Tensor]: ...
 
 # %% ../nbs/03_attribution.ipynb #56c58155
 def smoothgrad(
@@ -264,6 +296,22 @@ def _check_smoothgrad(x: Tensor, n: int, sigma: Any, antithetic: bool, return_re
     draws = n // 2 if antithetic else n
     if return_residual and draws < 2:
         raise ValueError(f"a standard error needs two independent draws, n={n} gives {draws}")
+
+# %% ../nbs/03_attribution.ipynb #691cce13
+@overload
+def integrated_gradients(
+    model: Callable, x: Any, target: Target = None, *,
+    steps: int = 32, baseline: Any = None, multiply_by_inputs: bool = True,
+    batch_size: int | None = None, return_residual: Literal[False] = False, extra: Any = (),
+) -> Tensor: ...
+
+
+@overload
+def integrated_gradients(
+    model: Callable, x: Any, target: Target = None, *,
+    steps: int = 32, baseline: Any = None, multiply_by_inputs: bool = True,
+    batch_size: int | None = None, return_residual: Literal[True], extra: Any = (),
+) -> tuple[Tensor, Tensor]: ...
 
 # %% ../nbs/03_attribution.ipynb #3b201ac6
 def integrated_gradients(
@@ -536,6 +584,7 @@ def grad_cam(
     mode: str = "bilinear",  # Interpolation, see torch.nn.functional.interpolate
     batch_size: int | None = None,  # Examples per pass
     extra: Any = (),  # More inputs, as in `gradient`
+    reshape: Callable[[Tensor], Tensor] | None = None,  # Layer output -> (B C H W), moving numbers alone
 ) -> Tensor:  # (B 1 H W), output units per pixel of the layer; LayerError for an unknown or non-spatial layer
     "Channels of a layer, weighted by their mean gradient and summed."
     x, given = _checked(x, target, extra)
@@ -546,22 +595,56 @@ def grad_cam(
         raise TypeError("Grad-CAM takes more inputs as a tuple, or by name in extra=, not a dictionary for x")
     with _explaining(model):
         layer = spatial_layer(model, x, given.extra) if layer is None else layer
-        cam = in_chunks(lambda rows, g: _layer_cam(model, rows, g, layer), x, batch_size, given)
+        cam = in_chunks(lambda rows, g: _layer_cam(model, rows, g, layer, reshape), x, batch_size, given)
         cam = cam.relu() if relu else cam
     size = tuple(x.shape[-2:]) if size == "input" else size
     corners = {} if mode in ("nearest", "nearest-exact", "area") else {"align_corners": False}
     return cam if size is None else F.interpolate(cam, size=size, mode=mode, **corners)
 
 # %% ../nbs/03_attribution.ipynb #fc051af8
-def _layer_cam(model: nn.Module, x: Tensor, given: _Given, layer: str | nn.Module) -> Tensor:
+def _layer_cam(
+    model: nn.Module, x: Tensor, given: _Given, layer: str | nn.Module, reshape: Callable | None
+) -> Tensor:
     "The signed map at the layer's own resolution."
     output, a = capture(model, x, layer, extra=given.extra)
-    if a.ndim != 4:
-        name = layer if isinstance(layer, str) else type(layer).__name__
-        raise LayerError(f"layer {name!r} gives {tuple(a.shape)}; Grad-CAM needs (B C H W)")
+    name = layer if isinstance(layer, str) else type(layer).__name__
+    check_rearrangement(reshape, a, name)
+    arranged = reshape or (lambda numbers: numbers)
+    maps = arranged(a.detach())
+    if maps.ndim != 4:
+        raise LayerError(f"layer {name!r} gives {tuple(maps.shape)}; Grad-CAM needs (B C H W)")
     y = check_finite("the output", resolve_target(output, given.target, rows=given.rows))
-    weights = _backward(y, a).mean((2, 3), keepdim=True)
-    return (weights * a.detach()).sum(1, keepdim=True)
+    weights = arranged(_backward(y, a)).mean((2, 3), keepdim=True)
+    return (weights * maps).sum(1, keepdim=True)
+
+# %% ../nbs/03_attribution.ipynb #b88ba263
+def check_rearrangement(
+    reshape: Callable[[Tensor], Tensor] | None,  # Brings a layer's output to channels first; None: nothing
+    a: Tensor,  # Output of the layer, the examples along its first axis
+    layer: str,  # Name of the layer, for the message
+) -> None:  # Raises ValueError
+    "See that `reshape` moves numbers within their example, leaves some out, and does nothing else."
+    if reshape is None:
+        return
+    place = torch.arange(a.numel(), dtype=torch.float64, device=a.device)
+    noise = torch.sin(1.7 * place * place + 1)
+    out = reshape(place.reshape(a.shape))  # each number says where it stood
+    found = out.reshape(len(out), -1).round().long()
+    known = found.numel() > 0 and bool(((found >= 0) & (found < a.numel())).all())
+    moved = known and torch.equal(noise[found], reshape(noise.reshape(a.shape)).reshape(found.shape).double())
+    if not moved or int(found.reshape(-1).bincount().max()) > 1:
+        raise ValueError(_no_rearrangement(layer, a, "returns other numbers than the layer, or one twice"))
+    example = torch.arange(len(out), device=a.device)[:, None]
+    if a.numel() % len(out) or bool((found // (a.numel() // len(out)) != example).any()):
+        raise ValueError(_no_rearrangement(layer, a, "moves numbers from one example to another"))
+
+
+def _no_rearrangement(layer: str, a: Tensor, fault: str) -> str:
+    "What is wrong with a `reshape`, and what one should do."
+    return (
+        f"reshape of layer {layer!r} {fault}: it may permute and leave out what the layer {tuple(a.shape)} "
+        "gives, as token_grid() or lambda a: a.permute(0, 3, 1, 2) do"
+    )
 
 # %% ../nbs/03_attribution.ipynb #490588c8
 def guided_grad_cam(
@@ -579,6 +662,24 @@ def guided_grad_cam(
     both = dict(batch_size=batch_size, extra=extra)
     cam = grad_cam(model, x, target, layer=layer, size="input", mode=mode, **both)
     return cam * guided_backprop(model, x, target, activations=activations, **both)
+
+# %% ../nbs/03_attribution.ipynb #d07d5003
+@overload
+def occlusion(
+    model: Callable, x: Any, target: Target = None, *,
+    window: int | Sequence[int] | None = None, stride: int | Sequence[int] | None = None,
+    baseline: float | Tensor | None = None,
+    batch_size: int | None = None, return_residual: Literal[False] = False, extra: Any = (),
+) -> Tensor: ...
+
+
+@overload
+def occlusion(
+    model: Callable, x: Any, target: Target = None, *,
+    window: int | Sequence[int] | None = None, stride: int | Sequence[int] | None = None,
+    baseline: float | Tensor | None = None,
+    batch_size: int | None = None, return_residual: Literal[True], extra: Any = (),
+) -> tuple[Tensor, Tensor]: ...
 
 # %% ../nbs/03_attribution.ipynb #3009d9b1
 def occlusion(

@@ -1001,7 +1001,7 @@ def _likeliest(logits: Any, classes: Sequence[str] | None) -> list[tuple[int, st
 
 def _is_distribution(row: Any) -> bool:
     "Whether numbers are probabilities already."
-    return bool((row >= 0).all() and abs(row.double().sum().item() - 1) < 1e-4)
+    return importlib.import_module("xai_nb.metrics").is_distribution(row[None])
 
 # %% ../nbs/06_cli.ipynb #18b34cea
 def explain_picture(
@@ -1233,6 +1233,7 @@ def write_report(
         names=[path.stem for path in args.images], classes=network.classes or (), model_name=args.model
     )
     how = dict(target=args.target, batch_size=args.batch_size, seed=args.seed, measurements=args.measurements)
+    how["of"] = args.of
     with new_folder(args.out.parent), mistakes():
         found = page(network.model, x, args.out, pictures=cut, **about, **how)
     print(found.verdict)
@@ -1380,6 +1381,9 @@ def _add_report(command: argparse.ArgumentParser) -> None:
     command.set_defaults(call=write_report)
     _add_model(command, Path("runs/report.html"))
     add = command.add_argument
+    kinds = ["log_prob", "log_sigmoid", "output"]
+    explained = "what is explained; log_sigmoid: several labels a picture; output: a model that ends in "
+    add("--of", choices=kinds, default="log_prob", help=explained + "probabilities; default: log_prob")
     add(
         "--target", type=int, metavar="T", help="class to explain; default: the predicted one of each picture"
     )

@@ -22,8 +22,8 @@ __all__ = ['lazy_module', 'LayerError', 'NonFiniteError', 'DataNotFound', 'Unsup
            'current_scale', 'best_device', 'versions', 'device_name', 'scale', 'seed_all', 'splitmix64', 'hash_key',
            'keyed_uniform', 'row_keys', 'model_lock', 'eval_mode', 'full_precision', 'unwrap_output', 'resolve_target',
            'check_target', 'tensors_in', 'call_model', 'uncompiled', 'find_layer', 'capture', 'watch_calls', 'progress',
-           'in_chunks', 'cut_rows', 'Timing', 'timed_ratio', 'peak_memory', 'results_folder', 'save_result',
-           'load_results', 'check_positive']
+           'in_chunks', 'cut_rows', 'map_tensors', 'join_rows', 'Timing', 'timed_ratio', 'peak_memory',
+           'results_folder', 'save_result', 'load_results', 'check_positive']
 
 # %% ../nbs/00_core.ipynb #b924d6f2
 class _LazyModule:
@@ -637,7 +637,7 @@ def in_chunks(
     n = len(x)
     size = min(batch_size or n, n) or 1
     parts = [slice(i, i + size) for i in range(0, max(n, 1), size)]
-    return _join([fn(x[part], *(cut_rows(a, part, n) for a in args)) for part in progress(parts, label)])
+    return join_rows([fn(x[part], *(cut_rows(a, part, n) for a in args)) for part in progress(parts, label)])
 
 # %% ../nbs/00_core.ipynb #2f7b9e47
 def cut_rows(
@@ -646,16 +646,26 @@ def cut_rows(
     n: int,  # Number of rows of the batch; what has another length is handed on whole
 ) -> Any:  # The same kind of thing
     "Cut what belongs to a batch like the batch."
+    return map_tensors(lambda t: t[rows] if t.ndim and len(t) == n else t, value)
+
+
+def map_tensors(
+    fn: Callable,  # Function of a tensor or array
+    value: Any,  # A tensor or array, or a tuple, list or dict of such and other things
+) -> Any:  # The same kind of thing; what is neither tensor nor array is handed on
+    "Apply `fn` to every tensor inside."
     if isinstance(value, (torch.Tensor, np.ndarray)):
-        return value[rows] if value.ndim and len(value) == n else value
+        return fn(value)
     if isinstance(value, Mapping):
-        return {k: cut_rows(v, rows, n) for k, v in value.items()}
+        return {k: map_tensors(fn, v) for k, v in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(cut_rows(v, rows, n) for v in value))
-    return type(value)(cut_rows(v, rows, n) for v in value) if isinstance(value, (tuple, list)) else value
+        return type(value)(*(map_tensors(fn, v) for v in value))
+    return type(value)(map_tensors(fn, v) for v in value) if isinstance(value, (tuple, list)) else value
 
 # %% ../nbs/00_core.ipynb #50737283
-def _join(parts: list) -> Any:
+def join_rows(
+    parts: list,  # Batches, one after the other: tensors, or tuples or dicts of tensors
+) -> Any:  # The same kind of thing
     "Concatenate tensors, or the entries of tuples and dicts of tensors."
     first = parts[0]
     if len(parts) == 1:
@@ -663,8 +673,8 @@ def _join(parts: list) -> Any:
     if isinstance(first, torch.Tensor):
         return torch.cat(parts)
     if isinstance(first, dict):
-        return {k: _join([p[k] for p in parts]) for k in first}
-    return type(first)(_join(list(p)) for p in zip(*parts))
+        return {k: join_rows([p[k] for p in parts]) for k in first}
+    return type(first)(join_rows(list(p)) for p in zip(*parts))
 
 # %% ../nbs/00_core.ipynb #80d1fe2f
 @dataclass(frozen=True)
@@ -702,9 +712,20 @@ def timed_ratio(
     *,
     rounds: int = 9,  # Interleaved rounds after the warm-up
     warmup: int = 1,  # Rounds that do not count
-) -> Timing:  # Ratio of minima and of medians, and the spread
+    until: Callable[[Timing], bool] | None = None,  # Measure again until it holds: load only adds time
+    tries: int = 3,  # At most so often
+) -> Timing:  # Ratio of minima and of medians, and the spread; the last one measured
     "Time two functions in turns in one process and compare their minima."
-    pairs = [(_seconds(fn), _seconds(reference)) for _ in range(warmup + rounds)][warmup:]
+    for _ in range(1 if until is None else tries):
+        pairs = [(_seconds(fn), _seconds(reference)) for _ in range(warmup + rounds)][warmup:]
+        timing = _compared(pairs)
+        if until is None or until(timing):
+            break
+    return timing
+
+
+def _compared(pairs: Sequence[tuple[float, float]]) -> Timing:
+    "The timing of rounds of (measured, reference) seconds."
     a, b = zip(*pairs)
     each = [s / r for s, r in pairs]
     return Timing(
@@ -714,7 +735,7 @@ def timed_ratio(
         max(each),
         min(a),
         min(b),
-        rounds,
+        len(pairs),
     )
 
 # %% ../nbs/00_core.ipynb #ff479fa3

@@ -5,105 +5,36 @@
 # %% ../nbs/85_correction.ipynb #0d7e9851
 from __future__ import annotations
 
-
-import copy
-
-
-import warnings
-
-
-from collections.abc import Callable, Mapping, Sequence
-
-
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-
-
 from typing import Any, NamedTuple
 
-
 import numpy as np
-
-
 import pandas as pd
-
-# %% auto #0
-__all__ = ['roc_interval', 'Ranking', 'rank_rows', 'row_losses', 'out_of_fold', 'relabel', 'drop', 'reweight', 'finetune',
-           'anchor_step', 'unlearn', 'Floor', 'Drift', 'drift', 'drift_table', 'noise_floors', 'Look', 'Forgetting',
-           'forgetting', 'relearning_steps', 'forgetting_table']
-
-# %% ../nbs/85_correction.ipynb #2e43e6e8
 import torch
-
-
 import torch.nn.functional as F
-
-
 from torch import Tensor, nn
 
-
-from .core import call_model, find_layer, hash_key, unwrap_output
-
-
-from .metrics import Interval, bootstrap_interval, cka, wilson_interval
-
-
-from .models import predict
-
-# %% ../nbs/85_correction.ipynb #ccfb40d0
+from .core import find_layer, hash_key, unwrap_output
+from .forgetting import forgetting
+from .metrics import Interval, bootstrap_interval, cka, finite_scores, roc_interval, wilson_interval
 from xai_nb.recipe import (
     Change,
     Recipe,
     Rows,
+    as_column,
+    as_numbers,
     change_ids,
     class_scores,
-    edit_rows,
-    first_difference,
-    fit_rows,
-    forget_in_shards,
-    is_idle,
-    newton_step,
+    out_of_fold,
     places_of,
+    row_losses,
     take_rows,
 )
+from .ways import drop, finetune, relabel, reweight, unlearn
 
-# %% ../nbs/85_correction.ipynb #9307dbef
-def roc_interval(
-    high: Any,  # Scores that should be higher, (M,)
-    low: Any,  # Scores that should be lower, (N,)
-    high_group: Any = None,  # Group of each, (M,); only pairs of one group are compared
-    low_group: Any = None,  # (N,)
-) -> Interval:  # Area under the ROC, 0 ... 1, chance 1/2, with DeLong's 95 % interval
-    "The chance that a `high` score is above a `low` one of the same group; ties count half."
-    a, b = (_finite_scores(v) for v in (high, low))
-    won = np.sign(a[:, None] - b[None]) / 2 + 0.5
-    paired = np.ones_like(won, bool)
-    if high_group is not None:
-        paired = np.asarray(high_group)[:, None] == np.asarray(low_group)[None]
-    if not paired.any():
-        raise ValueError(f"no pair to compare among {len(a)} and {len(b)} scores: the groups share no class")
-    area = won[paired].mean()
-    spread = sum(_placement_variance(won - area, paired, axis) for axis in (0, 1))
-    half = 1.96 * spread**0.5
-    return Interval(float(area), float(max(0, area - half)), float(min(1, area + half)))
-
-# %% ../nbs/85_correction.ipynb #8544a658
-def _placement_variance(excess: np.ndarray, paired: np.ndarray, axis: int) -> float:
-    "What the rows of one side add to the variance of the area (DeLong's placements)."
-    totals = np.where(paired, excess, 0).sum(axis)
-    n = max(2, len(totals))
-    return float((totals**2).sum() / paired.sum() ** 2 * n / (n - 1))
-
-
-def _finite_scores(scores: Any) -> np.ndarray:
-    "Scores as a vector of numbers; raises ValueError that names the first NaN."
-    values = np.asarray(torch.as_tensor(scores).detach().cpu(), float)
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"scores have shape {values.shape}, expected one number per row, (B,) with B > 0")
-    if not np.isfinite(values).all():
-        first = int(np.flatnonzero(~np.isfinite(values))[0])
-        count = int((~np.isfinite(values)).sum())
-        raise ValueError(f"{count} of {len(values)} scores are NaN or infinite, the first at {first}")
-    return values
+# %% auto #0
+__all__ = ['Ranking', 'rank_rows', 'Floor', 'Drift', 'drift', 'drift_table', 'noise_floors']
 
 # %% ../nbs/85_correction.ipynb #6e04129b
 @dataclass(frozen=True)
@@ -129,13 +60,15 @@ class Ranking:
         k: int,  # How many rows are looked at
     ) -> Interval:  # 0 ... 1
         "The share of wrong rows among the first k."
-        return wilson_interval(int(np.isin(self.top(k), self.ids[_known(self)]).sum()), k)
+        return wilson_interval(int(_known(self)[: len(self.top(k))].sum()), k)
 
     def budget(
         self,
         share: float = 0.9,  # Of the wrong rows that should be found, in (0, 1]
     ) -> int:  # Rows
         "How many rows a person must look at to find that share of the wrong ones."
+        if not 0 < share <= 1:
+            raise ValueError(f"share is {share}, expected a share of the wrong rows, above 0 and up to 1")
         found = np.cumsum(_known(self))
         return int(np.searchsorted(found, share * found[-1] - 1e-9) + 1)
 
@@ -147,15 +80,18 @@ def rank_rows(
     ids: np.ndarray | None = None,  # Numbers of the rows, (B,); None: 0 ... B - 1
 ) -> Ranking:  # Equal scores in the order of the rows
     "Sort rows by a score."
-    values = _finite_scores(scores)
+    values = finite_scores(scores)
     order = np.argsort(-values, kind="stable")
-    numbers = np.arange(len(values)) if ids is None else np.asarray(ids)
+    numbers = np.arange(len(values)) if ids is None else as_numbers("ids", ids)
+    if len(numbers) != len(values):
+        raise ValueError(f"{len(numbers)} ids for {len(values)} scores")
     if known_bad is None:
         return Ranking(numbers[order], values[order])
-    bad = np.asarray(torch.as_tensor(known_bad).cpu()).astype(bool)
-    if bad.shape != values.shape or not 0 < bad.sum() < len(bad):
-        given = f"shape {bad.shape} with {bad.sum()} True for {len(values)} rows"
-        raise ValueError(f"known_bad has {given}; both kinds must occur")
+    bad = as_numbers("known_bad", known_bad)
+    if bad.shape != values.shape or not np.isin(bad, (0, 1)).all() or not 0 < bad.sum() < len(bad):
+        given = f"{len(bad)} entries of {bad.dtype} for {len(values)} rows"
+        raise ValueError(f"known_bad has {given}; expected True or False for each, and both kinds")
+    bad = bad.astype(bool)
     return Ranking(numbers[order], values[order], bad[order], roc_interval(values[bad], values[~bad]))
 
 
@@ -164,196 +100,6 @@ def _known(ranking: Ranking) -> np.ndarray:
     if ranking.bad is None:
         raise ValueError("nobody said which rows are wrong; pass known_bad to rank_rows")
     return ranking.bad
-
-# %% ../nbs/85_correction.ipynb #eb260686
-def row_losses(
-    model: Any,  # torch module or scikit-learn classifier
-    rows: Rows,  # Any rows
-) -> Tensor:  # (B,), nats
-    "The cross-entropy of each row."
-    scores = class_scores(model, rows.x)
-    logs = scores.log_softmax(1) if isinstance(model, nn.Module) else scores.clamp_min(1e-12).log()
-    return F.nll_loss(logs.double(), torch.as_tensor(rows.y).cpu().long(), reduction="none")
-
-
-def out_of_fold(
-    recipe: Recipe,  # Of the rows
-    folds: int = 5,  # Models to train
-) -> Tensor:  # (B,), nats: large where models that never saw the row find its label unlikely
-    "The loss of each row under a model trained without it."
-    ids = recipe.rows.ids
-    fold = np.empty(len(ids), np.int64)
-    fold[np.argsort(hash_key(recipe.seed, "fold", ids), kind="stable")] = np.arange(len(ids)) % folds
-    losses = torch.empty(len(ids), dtype=torch.float64)
-    for k in range(folds):
-        model = recipe.fit(take_rows(recipe.rows, ids[fold != k]))
-        losses[torch.from_numpy(fold == k)] = row_losses(model, take_rows(recipe.rows, ids[fold == k]))
-    return losses
-
-# %% ../nbs/85_correction.ipynb #e9506a1f
-def relabel(
-    model: Any,  # The model that is wrong
-    recipe: Recipe,  # How it was made
-    change: Change,  # With labels
-    *,
-    seed: int | None = None,  # Another start; None: the same start
-) -> Any:  # A new model
-    "Train again with the right labels."
-    return _refit(model, recipe, _asks_for("labels", change), seed)
-
-
-def drop(
-    model: Any,  # The model that is wrong
-    recipe: Recipe,  # How it was made
-    change: Change,  # Its rows go
-    *,
-    seed: int | None = None,  # Another start; None: the same start
-) -> Any:  # A new model
-    "Train again without the rows."
-    return _refit(model, recipe, Change(change.rows), seed)
-
-# %% ../nbs/85_correction.ipynb #53982487
-def reweight(
-    model: Any,  # The model that is wrong
-    recipe: Recipe,  # How it was made
-    change: Change,  # With weights
-    *,
-    seed: int | None = None,  # Another start; None: the same start
-) -> Any:  # A new model
-    "Train again with other weights of rows."
-    return _refit(model, recipe, _asks_for("weights", change), seed)
-
-# %% ../nbs/85_correction.ipynb #9e2d3ad7
-def _asks_for(part: str, change: Change) -> Change:
-    "The change, if it has what a way needs."
-    if getattr(change, part) is None:
-        raise ValueError(f"this way needs {part}: Change(rows, {part}=...)")
-    return change
-
-
-def _refit(model: Any, recipe: Recipe, change: Change, seed: int | None) -> Any:
-    "The recipe on changed rows; a copy of the model where nothing changes."
-    if is_idle(change, recipe.rows):
-        return copy.deepcopy(model)
-    edited = edit_rows(recipe.rows, change)
-    recipe.check()
-    return recipe.fit(edited, seed)
-
-# %% ../nbs/85_correction.ipynb #f674d25d
-def finetune(
-    model: nn.Module,  # The model that is wrong; it stays as it is
-    recipe: Recipe,  # Gives the rows
-    change: Change,  # With labels, with weights, or rows that go
-    *,
-    anchor: str | None = None,  # "kl", "l2" or None
-    strength: float = 1.0,  # Price of moving what the anchor holds, 0 or more
-    on: str = "all",  # Train on "all" rows after the change, or on the "changed" ones only
-    epochs: int = 10,  # Passes
-    lr: float = 1e-3,  # AdamW's, constant
-    batch_size: int = 32,  # Rows a step
-    seed: int = 0,  # Of the order
-) -> nn.Module:  # A new model
-    "Go on training on corrected rows."
-    new = copy.deepcopy(model)
-    if is_idle(change, recipe.rows):
-        return new
-    hold = anchor_step(model, recipe.rows, change, anchor, strength)
-    rows = edit_rows(recipe.rows, change)
-    if on not in ("all", "changed"):
-        raise ValueError(f"on is {on!r}, expected 'all' or 'changed'")
-    if on == "changed":
-        rows = take_rows(rows, np.intersect1d(change_ids(change, recipe.rows), rows.ids))
-    how = dict(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, schedule="constant")
-    return fit_rows(new, rows, on_step=[hold] if hold else [], **how)
-
-# %% ../nbs/85_correction.ipynb #e2b363ef
-def anchor_step(
-    model: nn.Module,  # The old model
-    rows: Rows,  # Before the change, tensors
-    change: Change,  # Its rows are not held
-    anchor: str | None,  # "kl", "l2" or None
-    strength: float,  # 0 or more
-) -> Callable[[Any], None] | None:  # For `on_step` of `fit_rows`; None where nothing is held
-    "What holds a model near to what it was, while it trains."
-    if anchor not in ("kl", "l2", None) or not strength >= 0:
-        raise ValueError(
-            f"anchor is {anchor!r}, strength {strength}; expected 'kl', 'l2' or None, and 0 or more"
-        )
-    if anchor is None:
-        return None
-    if anchor == "l2":
-        old = [p.detach().clone() for p in model.parameters()]
-        return lambda state: setattr(state, "penalty", _l2_penalty(old, strength))
-    answers = class_scores(model, rows.x).log_softmax(1)
-    free = set(change_ids(change, rows).tolist())
-
-    def hold(state: Any) -> None:
-        held = torch.tensor([int(i) not in free for i in state.batch.ids])
-        then = answers[places_of(rows, state.batch.ids)]
-        state.penalty = _kl_penalty(then, held, strength)
-
-    return hold
-
-# %% ../nbs/85_correction.ipynb #30fc8991
-def _l2_penalty(old: list[Tensor], strength: float) -> Callable:
-    "Half the squared distance to old parameters."
-
-    def penalty(model: nn.Module, x: Tensor, output: Tensor, y: Tensor) -> Tensor:
-        return (
-            strength / 2 * sum((p - q.to(p.device)).square().sum() for p, q in zip(model.parameters(), old))
-        )
-
-    return penalty
-
-
-def _kl_penalty(old: Tensor, held: Tensor, strength: float) -> Callable:
-    "Mean over the batch of the divergence from old log-probabilities (B K), where `held` (B,) is True."
-
-    def penalty(model: nn.Module, x: Tensor, output: Tensor, y: Tensor) -> Tensor:
-        then = old.to(output)
-        each = (then.exp() * (then - output.log_softmax(1))).sum(1)
-        return strength * (each * held.to(output)).mean()
-
-    return penalty
-
-# %% ../nbs/85_correction.ipynb #22514ef7
-def unlearn(
-    model: nn.Module,  # The model that has seen too much; for "sisa", one of `train_shards`
-    recipe: Recipe,  # How it was made
-    change: Change,  # The rows that must go
-    *,
-    how: str = "retrain",  # "retrain", "sisa", "neggrad+", "finetune", "newton"
-    **settings: Any,  # Of `finetune`; push= of "neggrad+"; damping= of "newton"
-) -> nn.Module:  # A new model
-    "Make a model forget rows."
-    if change.labels is not None or change.weights is not None:
-        raise ValueError(
-            "rows that must go have neither labels nor weights: unlearn(model, recipe, Change(rows))"
-        )
-    if is_idle(change, recipe.rows):
-        return copy.deepcopy(model)
-    ways = {"retrain": drop, "sisa": forget_in_shards, "finetune": finetune, "neggrad+": _push_away}
-    if how == "newton":
-        return newton_step(model, recipe.rows, change, **settings)
-    if how not in ways:
-        raise ValueError(f"how is {how!r}, expected one of {', '.join([*ways, 'newton'])}")
-    return ways[how](model, recipe, change, **settings)
-
-# %% ../nbs/85_correction.ipynb #ec4fe6ef
-def _push_away(
-    model: nn.Module, recipe: Recipe, change: Change, push: float = 0.1, epochs: int = 10, **settings: Any
-) -> nn.Module:
-    "NegGrad+: lower the loss of the rows that stay, raise that of the rows that go."
-    new = copy.deepcopy(model)
-    gone = take_rows(recipe.rows, change_ids(change, recipe.rows))
-    x, y = torch.as_tensor(gone.x), torch.as_tensor(gone.y)
-
-    def penalty(model: nn.Module, seen: Tensor, output: Tensor, label: Tensor) -> Tensor:
-        again = unwrap_output(call_model(model, x.to(output.device)))
-        return -push * F.cross_entropy(again, y.to(output.device))
-
-    how = dict(lr=1e-3, batch_size=32, schedule="constant", penalty=penalty) | settings
-    return fit_rows(new, edit_rows(recipe.rows, change), epochs=epochs, **how)
 
 # %% ../nbs/85_correction.ipynb #4df45d64
 class Floor(NamedTuple):
@@ -387,6 +133,7 @@ class Drift:
     distance: Interval | None  # Of the parameters, relative to the old ones
     classes: pd.DataFrame  # A row a class: n, before, after, broken, mended
     floor: tuple[Floor, ...] = ()  # The same where nothing was corrected
+    change: Change | None = None  # What was asked for
 
     def __str__(self) -> str:  # A line a measure
         "The table as text."
@@ -410,6 +157,9 @@ def drift(
     floor: Sequence[Floor] = (),  # Of `noise_floors`
 ) -> Drift:  # Prints as a table
     "Say what a change did to a model, and what else."
+    x = as_column("x", x)
+    if not all(isinstance(f, Floor) for f in (() if isinstance(floor, Floor) else floor)):
+        raise TypeError("floor is what noise_floors returns: a sequence of Floor")
     asked = _asked(change, rows)
     before, after = (_observe(model, x, asked, features) for model in (old, new))
     if before.scores.shape != after.scores.shape:
@@ -417,20 +167,21 @@ def drift(
         raise ValueError(f"the models give {classes}; they must be the same")
     truth = _truth(y, before.scores)
     a, b = (side.scores.argmax(1).numpy() for side in (before, after))
-    answered = (
-        None
-        if asked is None
-        else wilson_interval(int((after.asked == asked.labels).sum()), len(asked.labels))
-    )
     return Drift(
-        answered,
+        None if asked is None else _rate(after.asked == asked.labels),
         **_flips(a, b, truth),
         cka=_cka_interval(before.features, after.features),
         map_cosine=_map_cosine(maps, old, new, x),
         distance=_distance(old, new),
         classes=_class_table(a, b, truth),
-        floor=tuple(floor),
+        floor=(floor,) if isinstance(floor, Floor) else tuple(floor),
+        change=change,
     )
+
+
+def _rate(hits: np.ndarray) -> Interval:
+    "The share of True, with its interval."
+    return wilson_interval(int(hits.sum()), len(hits))
 
 # %% ../nbs/85_correction.ipynb #d6b819a9
 class _Asked(NamedTuple):
@@ -450,28 +201,33 @@ class _Observed(NamedTuple):
 
 def _asked(change: Change | None, rows: Rows | None) -> _Asked | None:
     "The complained rows and what they should be answered, where a change says so."
-    if change is None or rows is None or change.labels is None or not len(change):
+    if change is None or change.labels is None or not len(change):
         return None
+    if rows is None:
+        raise ValueError("the change has labels: pass rows=, its table, to see whether it worked")
     return _Asked(rows.x[places_of(rows, change_ids(change, rows))], change.labels)
 
 # %% ../nbs/85_correction.ipynb #4f6060b5
 def _observe(model: Any, x: Any, asked: _Asked | None, features: str | None) -> _Observed:
     "One pass over all rows, with the features on the way."
     n = len(x)
+    if asked is not None and tuple(x.shape[1:]) != tuple(asked.x.shape[1:]):
+        raise ValueError(f"x has rows of shape {tuple(x.shape[1:])}, the table of {tuple(asked.x.shape[1:])}")
     if asked is not None:
-        x = torch.cat([x, asked.x.to(x)]) if isinstance(x, Tensor) else np.concatenate([x, asked.x])
+        parts = [x, asked.x]
+        x = torch.cat([torch.as_tensor(p) for p in parts]) if isinstance(x, Tensor) else np.concatenate(parts)
     scores, seen = _pass(model, x, features)
     return _Observed(scores[:n], seen[:n], scores[n:].argmax(1).numpy())
 
-# %% ../nbs/85_correction.ipynb #ffa11430
+
 def _pass(model: Any, x: Any, features: str | None) -> tuple[Tensor, Tensor]:
     "Scores, and a layer's output, or the scores where none is named."
     if features is None:
         scores = class_scores(model, x)
         return scores, scores
     seen = []
-    layer = find_layer(model, features)[1]
-    hook = layer.register_forward_hook(lambda m, args, out: seen.append(out.detach().cpu()))
+    keep = lambda module, args, out: seen.append(unwrap_output(out).detach().cpu().float())
+    hook = find_layer(model, features)[1].register_forward_hook(keep)
     try:
         scores = class_scores(model, x)
     finally:
@@ -481,18 +237,15 @@ def _pass(model: Any, x: Any, features: str | None) -> tuple[Tensor, Tensor]:
 # %% ../nbs/85_correction.ipynb #46d57d87
 def _truth(y: Any, scores: Tensor) -> np.ndarray:
     "The classes of the untouched rows; raises ValueError where they do not fit."
-    truth = np.asarray(torch.as_tensor(y).cpu())
+    truth = as_numbers("y", y)
     if truth.shape != scores.shape[:1] or truth.dtype.kind not in "iu":
-        raise ValueError(
-            f"y has shape {truth.shape} of {truth.dtype} for {len(scores)} rows, expected classes (B,)"
-        )
+        raise ValueError(f"y has {len(truth)} {truth.dtype} for {len(scores)} rows, expected classes (B,)")
     if truth.min() < 0 or truth.max() >= scores.shape[1]:
-        raise ValueError(
-            f"y holds {truth.min()} ... {truth.max()}, but the models know {scores.shape[1]} classes"
-        )
+        span = f"{truth.min()} ... {truth.max()}"
+        raise ValueError(f"y holds {span}, but the models know {scores.shape[1]} classes")
     return truth
 
-# %% ../nbs/85_correction.ipynb #7d28b55a
+
 def _flips(a: np.ndarray, b: np.ndarray, truth: np.ndarray) -> dict[str, Interval]:
     "Accuracies and the kinds of other answers."
     moved = a != b
@@ -504,7 +257,7 @@ def _flips(a: np.ndarray, b: np.ndarray, truth: np.ndarray) -> dict[str, Interva
         "positive_flips": moved & (b == truth),
         "other_flips": moved & (a != truth) & (b != truth),
     }
-    return {name: wilson_interval(int(hit.sum()), len(hit)) for name, hit in kinds.items()}
+    return {name: _rate(hit) for name, hit in kinds.items()}
 
 # %% ../nbs/85_correction.ipynb #387cba84
 def _class_table(a: np.ndarray, b: np.ndarray, truth: np.ndarray) -> pd.DataFrame:
@@ -536,19 +289,21 @@ def _map_cosine(maps: Callable | None, old: Any, new: Any, x: Any) -> Interval |
     "Mean cosine of the maps of two models, over rows."
     if maps is None:
         return None
-    a, b = (torch.as_tensor(maps(model, x)).detach().cpu().double().flatten(1) for model in (old, new))
-    return bootstrap_interval(F.cosine_similarity(a, b, dim=1))
+    a, b = (torch.as_tensor(as_column("maps", maps(m, x))).cpu().double() for m in (old, new))
+    if a.shape != b.shape or a.ndim < 2:
+        raise ValueError(f"maps of shapes {tuple(a.shape)} and {tuple(b.shape)}, expected the same, (B ...)")
+    return bootstrap_interval(F.cosine_similarity(a.flatten(1), b.flatten(1), dim=1))
 
 # %% ../nbs/85_correction.ipynb #cf959945
 def _distance(old: Any, new: Any) -> Interval | None:
     "Distance of the parameters over the length of the old ones; None for models without the same parameters."
-    if not (isinstance(old, nn.Module) and isinstance(new, nn.Module)):
+    sides = [list(model.parameters()) if isinstance(model, nn.Module) else [] for model in (old, new)]
+    if not sides[0] or [p.shape for p in sides[0]] != [q.shape for q in sides[1]]:
         return None
-    pairs = list(zip(old.parameters(), new.parameters(), strict=True))
-    if any(p.shape != q.shape for p, q in pairs):
+    before, after = (torch.cat([p.detach().cpu().double().flatten() for p in side]) for side in sides)
+    if not float(before.norm()):
         return None
-    total = sum(float((p.detach() - q.detach()).square().sum()) for p, q in pairs)
-    value = (total / sum(float(p.detach().square().sum()) for p, _ in pairs)) ** 0.5
+    value = float((after - before).norm() / before.norm())
     return Interval(value, value, value)
 
 # %% ../nbs/85_correction.ipynb #8186f58d
@@ -557,26 +312,25 @@ def drift_table(
 ) -> pd.DataFrame:  # A row a measure: value, low, high, a column for each floor, and whether it is beyond all
     "The report as a table; `beyond` is True where the interval lies wholly on the far side of every floor."
     lines = {}
-    for measure in fields(Drift)[:-2]:
+    for measure in fields(Drift):
         value = getattr(report, measure.name)
-        if value is not None:
+        if isinstance(value, Interval):
             lines[measure.name.replace("_", " ")] = _table_row(measure.name, value, report.floor)
     return pd.DataFrame(lines).T.astype({c: float for c in ("value", "low", "high")}).round(4)
 
 
 def _table_row(measure: str, value: Interval, floors: Sequence[Floor]) -> dict[str, Any]:
     "One measure beside its floors."
-    row = dict(zip(("value", "low", "high"), value))
+    row = value._asdict()
     compared = {f.name: f.value(measure) for f in floors if not measure.startswith(("worked", "accuracy"))}
+    row |= {f.name: round(compared[f.name], 4) if f.name in compared else "" for f in floors}
     known = [v for v in compared.values() if np.isfinite(v)]
-    alike = measure in ("cka", "map_cosine")
-    beyond = known and (value.high < min(known) if alike else value.low > max(known))
-    shown = {name: round(v, 4) for name, v in compared.items()}
-    return (
-        row
-        | {f.name: shown.get(f.name, "") for f in floors}
-        | ({"beyond": bool(beyond) if known else ""} if floors else {})
-    )
+    if floors and not known:
+        row["beyond"] = ""
+    elif floors:
+        alike = measure in ("cka", "map_cosine")
+        row["beyond"] = bool(value.high < min(known) if alike else value.low > max(known))
+    return row
 
 # %% ../nbs/85_correction.ipynb #094fede1
 def noise_floors(
@@ -599,173 +353,3 @@ def noise_floors(
     less = [recipe.fit(take_rows(recipe.rows, ids[ids != i])) for i in chosen]
     look = lambda other: drift(model, other, x, y, maps=maps, features=features)
     return Floor("another seed", tuple(map(look, seeds))), Floor("one row less", tuple(map(look, less)))
-
-# %% ../nbs/85_correction.ipynb #04503023
-class Look(NamedTuple):
-    "One model, looked at in six ways."
-
-    accuracy: float  # On the forgotten rows, 0 ... 1
-    loss: float  # On the forgotten rows, nats
-    membership: (
-        Interval  # Area under the ROC: forgotten rows against unseen rows of the same class; .5: no trace
-    )
-    relearning: float  # Steps until the forgotten rows are as well known as to the original; NaN without one
-    disagreement: float  # With the retrained model on unseen rows, 0 ... 1
-    divergence: float  # KL(retrained || model) on unseen rows, nats
-
-# %% ../nbs/85_correction.ipynb #c6e164e9
-@dataclass(frozen=True)
-class Forgetting:
-    "A model that should have forgotten, beside two that never knew, and the one that knew."
-
-    model: Look  # The one in question
-    retrained: Look  # Trained without the rows
-    floor: Look  # The same with another seed
-    original: Look | None  # Trained with the rows
-    tells: dict[str, bool]  # Look -> can it tell the original from a retrained model at all?
-    forgot: dict[str, bool]  # For those that can: is the model nearer to the retrained ones?
-    over: bool  # The rows are less likely than to a model that never saw them: too far is not forgotten
-
-    def __str__(self) -> str:  # A line a look
-        "The table as text, and the verdict."
-        return f"{forgetting_table(self).to_string()}\n{_verdict(self)}"
-
-# %% ../nbs/85_correction.ipynb #117ee72d
-def forgetting(
-    model: nn.Module,  # That should have forgotten
-    retrained: nn.Module,  # Trained without the rows
-    forget: tuple,  # The rows that went, (x (R ...), y (R,))
-    unseen: tuple,  # Rows that no model ever saw, (x (U ...), y (U,))
-    *,
-    floor: nn.Module,  # Trained without the rows, with another seed
-    original: nn.Module | None = None,  # Trained with the rows; without it nobody knows what can tell
-    lr: float = 1e-3,  # Adam's, when the rows are learned again
-    most: int = 200,  # Steps at most
-) -> Forgetting:  # Prints as a table
-    "Look for traces of rows in a model."
-    for name, part in (("forgotten", forget), ("unseen", unseen)):
-        if len(part[1]) < 10:
-            warnings.warn(
-                f"only {len(part[1])} {name} rows: the membership interval means little", stacklevel=2
-            )
-    level = None if original is None else 1.1 * float(_losses(original, *forget).mean())
-    view = lambda m: _look(m, retrained, forget, unseen, level, lr, most)
-    first, second, it = (view(m) for m in (retrained, floor, model))
-    knew = None if original is None else view(original)
-    tells = {} if knew is None else {name: _can_tell(name, knew, first, second) for name in Look._fields}
-    forgot = {name: _is_nearer(name, it, knew, first, second) for name, able in tells.items() if able}
-    return Forgetting(it, first, second, knew, tells, forgot, _is_overdone(it, knew, first, second))
-
-# %% ../nbs/85_correction.ipynb #8dd6c1fd
-def _losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    "Cross-entropy of each row, (B,), on the CPU."
-    return row_losses(model, Rows(x, y))
-
-# %% ../nbs/85_correction.ipynb #60a77c31
-def _look(
-    model: nn.Module,
-    retrained: nn.Module,
-    forget: tuple,
-    unseen: tuple,
-    level: float | None,
-    lr: float,
-    most: int,
-) -> Look:
-    "Six looks at one model."
-    known, new = (_losses(model, *part) for part in (forget, unseen))
-    own, other = (class_scores(m, unseen[0]).log_softmax(1) for m in (model, retrained))
-    divergence = (other.exp() * (other - own)).sum(1).mean()
-    right = class_scores(model, forget[0]).argmax(1) == forget[1].cpu()
-    return Look(
-        float(right.double().mean()),
-        float(known.mean()),
-        roc_interval(-known, -new, forget[1].cpu(), unseen[1].cpu()),
-        float("nan") if level is None else relearning_steps(model, *forget, level, lr=lr, most=most),
-        float((own.argmax(1) != other.argmax(1)).double().mean()),
-        float(divergence),
-    )
-
-# %% ../nbs/85_correction.ipynb #ecad9ce2
-def relearning_steps(
-    model: nn.Module,  # Left as it is
-    x: Tensor,  # Rows to learn again, (R ...)
-    y: Tensor,  # Their classes, (R,)
-    level: float,  # Mean loss that counts as known, nats
-    *,
-    lr: float = 1e-3,  # Adam's
-    most: int = 200,  # Stop here
-) -> int:  # 0: still known; `most`: not known by then
-    "How many steps on all the rows at once until a model knows them."
-    again = copy.deepcopy(model).train()
-    device = next(again.parameters()).device
-    params = list(again.parameters())
-    optimizer = torch.optim.Adam(params, lr=lr)
-    for step in range(most):
-        if float(_losses(again, x, y).mean()) <= level:
-            return step
-        loss = F.cross_entropy(unwrap_output(call_model(again, x.to(device))), y.to(device))
-        for p, g in zip(params, torch.autograd.grad(loss, params)):
-            p.grad = g
-        optimizer.step()
-    return most
-
-# %% ../nbs/85_correction.ipynb #7d248caf
-def _number(look: Look, name: str) -> float:
-    "The value of one look."
-    value = getattr(look, name)
-    return value.value if isinstance(value, Interval) else float(value)
-
-
-def _can_tell(name: str, knew: Look, first: Look, second: Look) -> bool:
-    "Whether the original lies further from the retrained models than they lie from each other."
-    a, b, c = (_number(look, name) for look in (knew, first, second))
-    if name in ("disagreement", "divergence"):
-        return a > c
-    if name == "membership":
-        return knew.membership.low > max(b, c)
-    return min(abs(a - b), abs(a - c)) > abs(b - c)
-
-
-def _is_nearer(name: str, it: Look, knew: Look, first: Look, second: Look) -> bool:
-    "Whether a model is nearer to the two retrained models than to the original."
-    value, a, b, c = (_number(look, name) for look in (it, knew, first, second))
-    if name in ("disagreement", "divergence"):
-        return value <= c
-    return abs(value - (b + c) / 2) < abs(value - a)
-
-# %% ../nbs/85_correction.ipynb #baf0dbfc
-def _is_overdone(it: Look, knew: Look | None, first: Look, second: Look) -> bool:
-    "Whether the rows are less likely than to the retrained models: a trace of its own."
-    never = min(first.membership.value, second.membership.value)
-    if it.membership.high < never:
-        return True
-    if knew is None or it.membership.value >= never:
-        return False
-    excess = it.loss - max(first.loss, second.loss)
-    return excess > min(first.loss, second.loss) - knew.loss
-
-
-def forgetting_table(
-    report: Forgetting,  # Of `forgetting`
-) -> pd.DataFrame:  # A row a look, a column a model, and whether the look can tell
-    "The looks side by side."
-    columns = {"model": report.model, "retrained": report.retrained, "another seed": report.floor}
-    if report.original is not None:
-        columns["original"] = report.original
-    shown = {
-        name: [round(_number(look, field), 3) for field in Look._fields] for name, look in columns.items()
-    }
-    table = pd.DataFrame(shown, index=list(Look._fields))
-    return table.assign(tells=[report.tells.get(name, "") for name in Look._fields])
-
-# %% ../nbs/85_correction.ipynb #9cd1cb15
-def _verdict(report: Forgetting) -> str:
-    "One sentence."
-    if report.over:
-        return "over-forgotten: the rows stand out as unlikely, which is a trace of its own"
-    able = [name for name, can in report.tells.items() if can]
-    if not able:
-        return "no look can tell here whether the rows are forgotten"
-    traces = [name for name in able if not report.forgot[name]]
-    said = f"traces left in {', '.join(traces)}" if traces else "no trace found"
-    return f"{said}; looks that can tell: {', '.join(able)}"

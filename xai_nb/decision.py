@@ -8,47 +8,21 @@ __all__ = ['USES', 'cosine_floor', 'default_families', 'Record', 'fingerprint', 
 
 # %% ../nbs/11_decision.ipynb #9469e10c
 import base64
-
-
 import datetime
-
-
 import hashlib
-
-
 import html
-
-
 import math
-
-
 import time
-
-
 from collections.abc import Sequence
-
-
 from dataclasses import dataclass
 
 # %% ../nbs/11_decision.ipynb #757c5337
 from pathlib import Path
-
-
 from typing import Any, NamedTuple
-
-
 import pandas as pd
-
-
 import torch
-
-
 from torch import Tensor, nn
-
-
 from .core import check_finite, progress
-
-
 from .metrics import Interval
 
 # %% ../nbs/11_decision.ipynb #b90dc6ed
@@ -62,8 +36,6 @@ from xai_nb.spectral import (
     smoothgrad_family,
     softplus_family,
 )
-
-
 from xai_nb.spectrum import (
     ExplanationGap,
     channel_sum,
@@ -72,8 +44,6 @@ from xai_nb.spectrum import (
     share_over,
     summarise,
 )
-
-
 from .viz import Picture, show_maps
 
 # %% ../nbs/11_decision.ipynb #2969358a

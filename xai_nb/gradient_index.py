@@ -7,7 +7,7 @@ __all__ = ['Sketch', 'sketch_costs', 'scan_topk', 'model_digest', 'GradientIndex
 
 # %% ../nbs/51_gradient_index.ipynb #ab2108ae
 import hashlib, json, math, os, time, zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -19,10 +19,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import check_finite, eval_mode, full_precision, hash_key, progress, unwrap_output
-from .per_example import BatchGradients, ChosenExamples, Coverage, Examples, JoinedExamples, Loss, Outer
-from .per_example import TilePlan, bare_model, coverage, fit_input, gradient_gram, loss_terms
-from .per_example import model_device, plan_tiles, run_batches, unit_rows
+from .core import check_finite, cut_rows, eval_mode, full_precision, hash_key, map_tensors, progress
+from .core import tensors_in
+from .per_example import BatchGradients, ChosenExamples, Coverage, Examples, Inputs, JoinedExamples, Loss
+from .per_example import Outer, TilePlan, bare_model, count_rows, coverage, fit_input, gradient_gram
+from .per_example import loss_terms, model_device, plan_tiles, run_batches, run_model, unit_rows
 from .similarity import Neighbours, predicted_classes
 
 # %% ../nbs/51_gradient_index.ipynb #e219260a
@@ -232,10 +233,15 @@ def _weights_mark(model: nn.Module) -> tuple:
             marks.append((t.data_ptr(), version, zlib.crc32(_bytes_of(some))))
     return tuple(marks)
 
-
-def _data_digests(x: Tensor, y: Tensor) -> tuple[int, int]:
-    "CRC-32 of inputs and of labels."
-    return zlib.crc32(_bytes_of(x)), zlib.crc32(_bytes_of(y))
+# %% ../nbs/51_gradient_index.ipynb #00251933
+def _data_digests(x: Inputs, y: Tensor) -> tuple[int, int]:
+    "CRC-32 of inputs, with their names if they have any, and of labels."
+    inputs = 0
+    for name in sorted(x) if isinstance(x, Mapping) else [""]:
+        inputs = zlib.crc32(name.encode(), inputs)
+        for t in tensors_in(x[name] if name else x):
+            inputs = zlib.crc32(_bytes_of(t), inputs)
+    return inputs, zlib.crc32(_bytes_of(y))
 
 # %% ../nbs/51_gradient_index.ipynb #f73c36e5
 def _rank_and_world() -> tuple[int, int]:
@@ -255,7 +261,7 @@ def _gather(t: Tensor) -> list[Tensor]:
     return out
 
 
-def _check_same_queries(x: Tensor, label: Tensor) -> None:
+def _check_same_queries(x: Inputs, label: Tensor) -> None:
     "Raise ValueError if the ranks ask different questions."
     mine = torch.tensor(_data_digests(x, label), dtype=torch.int64, device=label.device)
     if any(not torch.equal(mine, other) for other in _gather(mine)):
@@ -622,7 +628,7 @@ class GradientIndex:
 
     def sketched(
         self,
-        x: Tensor,  # Inputs, (B ...)
+        x: Inputs,  # Inputs, (B ...)
         y: Tensor,  # Labels
         check: bool = False,  # See `check_independence`
     ) -> tuple[Tensor, Tensor]:  # Unit rows (B width) float32, and the model's output
@@ -724,7 +730,7 @@ class GradientIndex:
 
     def query(
         self,
-        x: Tensor,  # Queries, (B ...)
+        x: Inputs,  # Queries, (B ...): a tensor, or a tuple or dict of them
         k: int = 5,  # Neighbours for each
         *,
         label: Tensor | None = None,  # (B,), label to explain; None: the predicted class
@@ -735,23 +741,23 @@ class GradientIndex:
         search: Any = None,  # A `FaissSearch` over this index; None: scan all rows
     ) -> Neighbours:  # The same on every rank
         "Search the sketches, compare the shortlist exactly."
-        if k < 1 or not len(x):
-            raise ValueError(f"k={k} neighbours of {len(x)} queries; ask for one or more")
+        x = fit_input(self.model, x)
+        if k < 1 or not count_rows(x):
+            raise ValueError(f"k={k} neighbours of {count_rows(x)} queries; ask for one or more")
         _check_built(self)
         _check_weights(self)
-        x = fit_input(self.model, x)
         label = self._predicted(x) if label is None else torch.as_tensor(label).to(self.device)
         _check_same_queries(x, label)
         ask = _Question(x, label, rerank, same_class, search)
         worst = _search(self, ask, least, -1.0) if least else None
         best = _search(self, ask, k, 1.0)
-        return replace(best, least=worst, queries=x.cpu(), dataset=self.data, truth=truth)
+        return replace(best, least=worst, queries=map_tensors(Tensor.cpu, x), dataset=self.data, truth=truth)
 
-    def _predicted(self, x: Tensor) -> Tensor:
+    def _predicted(self, x: Inputs) -> Tensor:
         "Predicted classes of the queries."
         if self.loss not in ("ce", "bce"):
             raise ValueError("the model predicts no class here; pass label=")
-        outputs = run_batches(self.model, (x, torch.zeros(len(x))), self.plan.batch)
+        outputs = run_batches(self.model, (x, torch.zeros(count_rows(x))), self.plan.batch)
         return torch.cat([predicted_classes(output) for *_, output in outputs])
 
 # %% ../nbs/51_gradient_index.ipynb #a19bd905
@@ -832,10 +838,10 @@ def _seconds(fn: Callable[[], Any]) -> float:
     return min(spent)
 
 # %% ../nbs/51_gradient_index.ipynb #f4e7d552
-def _bare_pass(index: GradientIndex, x: Tensor, y: Tensor) -> None:
+def _bare_pass(index: GradientIndex, x: Inputs, y: Tensor) -> None:
     "One forward and one backward pass for the sum of the losses, as training does it."
     with torch.enable_grad(), eval_mode(index.model), full_precision():
-        output = unwrap_output(index.model(fit_input(index.model, x)))
+        output = run_model(index.model, fit_input(index.model, x))
         parameters = [p for p in index.model.parameters() if p.requires_grad]
         total = loss_terms(index.loss, output, y)[0].sum()
         torch.autograd.grad(total, parameters, allow_unused=True)
@@ -878,8 +884,9 @@ def _check_built(index: GradientIndex) -> None:
 
 def _is_small(data: JoinedExamples, limit: int = 2**28) -> bool:
     "Tensors in memory that are read in less than a second."
-    tensors = [part if isinstance(part, tuple) else (getattr(part, "x", None), None) for part in data.parts]
-    return all(isinstance(x, Tensor) and x.nbytes < limit for x, _ in tensors)
+    inputs = [part[0] if isinstance(part, tuple) else getattr(part, "x", None) for part in data.parts]
+    sizes = [[t.nbytes for t in tensors_in(x)] for x in inputs]
+    return all(size and sum(size) < limit for size in sizes)
 
 # %% ../nbs/51_gradient_index.ipynb #011bf7b7
 def _check_data(index: GradientIndex, thorough: bool) -> None:
@@ -943,7 +950,7 @@ def _join_tables(tables: Sequence[_Table], dim: int) -> _Table:
 class _Question(NamedTuple):
     "What is asked."
 
-    x: Tensor  # Queries
+    x: Inputs  # Queries
     label: Tensor  # Labels to explain
     rerank: int  # Length of the shortlist that is compared exactly; 0: none
     same_class: bool  # Only training examples of the query's label
@@ -951,8 +958,9 @@ class _Question(NamedTuple):
 
     def split(self, size: int) -> list["_Question"]:
         "The same in batches."
-        pairs = zip(self.x.split(size), self.label.split(size))
-        return [self._replace(x=x, label=label) for x, label in pairs]
+        n = len(self.label)
+        parts = [slice(i, i + size) for i in range(0, n, size)]
+        return [self._replace(x=cut_rows(self.x, part, n), label=self.label[part]) for part in parts]
 
 # %% ../nbs/51_gradient_index.ipynb #9cb7a50e
 def _search(index: GradientIndex, ask: _Question, k: int, sign: float) -> Neighbours:

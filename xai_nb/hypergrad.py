@@ -350,6 +350,7 @@ class Hypergradient:
     weights: Tensor  # (averages, N): push-sum weight of every client at the end of each average
     traffic: dict[int, Traffic]  # Messages and bytes of every client of the network
     error: float | None  # Relative distance to the exact gradient, where `oracle=True` asked for it
+    end: int  # First round of the network that was not used: the `start` of what comes next
 
     @property
     def grad(self) -> Tensor:  # (clients here, *setting)
@@ -519,7 +520,7 @@ def _result(run: Any, plan: _Plan, exact: dict[int, Tensor] | None) -> Hypergrad
     kept = torch.stack(history) if plan.history else None
     first = outcomes[0]
     return Hypergradient(
-        grads, torch.stack(residuals), kept, first.step, first.survey, weights, traffic, error
+        grads, torch.stack(residuals), kept, first.step, first.survey, weights, traffic, error, run.nodes[0].t
     )
 
 
@@ -568,6 +569,7 @@ class Trained:
         float | None
     )  # Norm of the mean gradient over the root mean square of the clients'; None likewise
     traffic: dict[int, Traffic]  # Messages and bytes of every client
+    end: int  # First round of the network that was not used
 
 
 _Rate = float | Callable[[int], float]
@@ -582,8 +584,10 @@ def _sgp(
     weight = torch.ones_like(x[..., :1])
     losses = []
     node.open_epoch()
+    whole = _inner_loss(problem, node.clients, stacked) if batch is None else None
     for k in progress(range(steps), "training" if 0 in node.clients else None):
-        loss, g = _inner_gradient(problem, x / weight, node.clients, k, batch, stacked)
+        total = whole or _inner_loss(problem, node.clients, stacked, lambda i: batch(i, k))
+        loss, g = _inner_gradient(problem, x / weight, node.clients, k, total, stacked)
         losses.append(loss)
         rate = lr(k) if callable(lr) else lr
         before = x - rate * g if form == "assran" else x
@@ -596,12 +600,16 @@ def _sgp(
     return x / weight, losses
 
 # %% ../nbs/70_hypergrad.ipynb #ab7ad613
+def _inner_loss(problem: Problem, clients: Sequence[int], stacked: bool, batch: Callable | None = None):
+    "The inner loss as a function of x and setting, on the whole data or on a batch: data are stacked once."
+    data = [problem.data[i] if batch is None else batch(i) for i in clients]
+    return stacked_losses(problem.inner, data) if stacked else loss_of(problem.inner, data[0])
+
+
 def _inner_gradient(
-    problem: Problem, z: Tensor, clients: Sequence[int], k: int, batch: Callable | None, stacked: bool
+    problem: Problem, z: Tensor, clients: Sequence[int], k: int, total: Callable, stacked: bool
 ):
-    "Loss and gradient of the inner loss at z, on the whole data or on a batch."
-    data = [problem.data[i] if batch is None else batch(i, k) for i in clients]
-    total = stacked_losses(problem.inner, data) if stacked else loss_of(problem.inner, data[0])
+    "Loss and gradient of the inner loss at z."
     z = z.detach().requires_grad_()
     lam = client_settings(problem, clients, stacked, z)
     with torch.inference_mode(False), torch.enable_grad():
@@ -648,15 +656,16 @@ def _trained(problem: Problem, run: Any, network: Any) -> Trained:
     losses = torch.cat([torch.stack(one).reshape(len(one), -1) for _, one in run.answers], 1)
     traffic = {i: Traffic(**run.facts[i]["traffic"]) for i in sorted(run.facts)}
     if len(network.clients) < network.n:
-        return Trained(x, losses, None, None, traffic)
+        return Trained(x, losses, None, None, traffic, run.nodes[0].t)
     mean = x.mean(0)
     consensus = float((x - mean).norm(dim=1).max() / mean.norm().clamp_min(torch.finfo(mean.dtype).tiny))
-    slopes = torch.stack([_inner_gradient(problem, mean, (i,), 0, None, False)[1] for i in range(network.n)])
+    slope = lambda i: _inner_gradient(problem, mean, (i,), 0, _inner_loss(problem, (i,), False), False)[1]
+    slopes = torch.stack([slope(i) for i in range(network.n)])
     still = float(
         slopes.mean(0).norm()
         / slopes.norm(dim=1).square().mean().sqrt().clamp_min(torch.finfo(mean.dtype).tiny)
     )
-    return Trained(x, losses, consensus, still, traffic)
+    return Trained(x, losses, consensus, still, traffic, run.nodes[0].t)
 
 # %% ../nbs/70_hypergrad.ipynb #deee80de
 class Bound(NamedTuple):

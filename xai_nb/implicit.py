@@ -80,8 +80,9 @@ def _stacked(items: Sequence) -> Any:
         parts = {key: _stacked([one[key] for one in items]) for key in first}
         return None if any(part is None for part in parts.values()) else parts
     if isinstance(first, (tuple, list)):
-        parts = tuple(_stacked(part) for part in zip(*items))
-        return None if any(part is None for part in parts) else parts
+        parts = [_stacked(part) for part in zip(*items)]
+        named = type(first) if hasattr(first, "_fields") else lambda *columns: columns
+        return None if any(part is None for part in parts) else named(*parts)
     return None
 
 # %% ../nbs/09_implicit.ipynb #57307626
@@ -265,17 +266,35 @@ def exact_hypergrad(
     method: str = "cg",  # "cg": conjugate gradients; "dense": the Hessian as a matrix, for small D
     tol: float = 1e-14,  # Of the residual of "cg", relative
     damping: float = 0.0,  # Added to the Hessian
+    limit: int | None = None,  # Most products of "cg"; None: as many as it takes
+    stacked: bool = False,  # All clients in one product, with "cg": fast where shapes are alike
 ) -> dict[int, Tensor]:  # Client -> gradient of the mean outer loss for its setting; IndefiniteError
     "Every client's gradient of the mean outer loss for its own setting, with all data on one machine."
+    limit = 10 * x.shape[-1] + 100 if limit is None else limit
+    if stacked and method == "cg":
+        return _stacked_hypergrad(problem, x, tol, damping, limit)
     clients = clients_of(problem, x, damping)
     b = sum(client.b for client in clients.values()) / len(clients)
     if method == "dense":
         p = torch.linalg.solve(sum(dense_hessian(client) for client in clients.values()) / len(clients), b)
     elif method == "cg":
-        p = _conjugate_gradient(_mean_product(clients), b, tol, 10 * len(b) + 100)
+        p = _conjugate_gradient(_mean_product(clients), b, tol, limit)
     else:
         raise ValueError(f"method is {method!r}; expected 'cg' or 'dense'")
     return {i: correct(client.c, client.products(p)[1], 1.0) for i, client in clients.items()}
+
+# %% ../nbs/09_implicit.ipynb #d4b079b7
+def _stacked_hypergrad(
+    problem: Problem, x: Tensor, tol: float, damping: float, limit: int
+) -> dict[int, Tensor]:
+    "The same with one product for all clients."
+    numbers = sorted(problem.data) if isinstance(problem.data, Mapping) else range(len(problem.data))
+    rows = x if x.ndim == 2 else x.expand(len(numbers), -1)
+    local = Local(problem, rows, tuple(numbers), len(numbers), damping, True)
+    mean = lambda z: local.products(z.expand_as(rows))[0].mean(0)
+    p = _conjugate_gradient(mean, local.b.mean(0), tol, limit)
+    v = correct(local.c, local.products(p.expand_as(rows))[1], 1.0)
+    return dict(zip(numbers, v))
 
 # %% ../nbs/09_implicit.ipynb #170a8321
 def correct(
@@ -302,20 +321,38 @@ def minimise(
     *,
     tol: float = 1e-12,  # On the mean gradient, relative to the clients' mean gradient norm at the start
     steps: int = 50,  # Most Newton steps
+    solve: float = 1e-13,  # Residual of each step's linear solve, relative
+    stacked: bool = False,  # All clients in one product: fast where shapes are alike
 ) -> Tensor:  # (D,), the minimum of the mean inner loss; RuntimeError if it is not reached
     "The exact inner solution with all data on one machine, by Newton's method."
     x = x0.detach().clone()
-    scale = None
+    slopes, product = _slopes(problem, x, stacked)
+    goal = tol * max(float(slopes.norm(dim=1).mean()), 1e-300)
     for _ in range(steps):
-        clients = clients_of(problem, x)
-        g = sum(client.gradient for client in clients.values()) / len(clients)
-        scale = scale or float(sum(client.gradient.norm() for client in clients.values())) / len(clients)
-        if float(g.norm()) <= tol * max(scale, 1e-300):
+        g = slopes.mean(0)
+        if float(g.norm()) <= goal:
             return x
-        x = x - _conjugate_gradient(_mean_product(clients), g, 1e-13, 10 * len(x) + 100)
+        direction = _conjugate_gradient(product, g, solve, 10 * len(x) + 100)
+        for halvings in range(20):  # a whole step, unless the gradient is no smaller there
+            trial = x - 0.5**halvings * direction
+            slopes, product = _slopes(problem, trial, stacked)
+            if float(slopes.mean(0).norm()) < (1 - 0.25 * 0.5**halvings) * float(g.norm()):
+                break
+        x = trial
     raise RuntimeError(
-        f"no inner minimum after {steps} Newton steps: gradient {float(g.norm()):.1e}, goal {tol * scale:.1e}"
+        f"no inner minimum after {steps} Newton steps: gradient {float(g.norm()):.1e}, goal {goal:.1e}"
     )
+
+# %% ../nbs/09_implicit.ipynb #d0f2d899
+def _slopes(problem: Problem, x: Tensor, stacked: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    "All clients' gradients at x, (N D), and the product with the mean Hessian."
+    if not stacked:
+        clients = clients_of(problem, x)
+        return torch.stack([client.gradient for client in clients.values()]), _mean_product(clients)
+    numbers = sorted(problem.data) if isinstance(problem.data, Mapping) else range(len(problem.data))
+    rows = x.expand(len(numbers), -1)
+    local = Local(problem, rows, tuple(numbers), len(numbers), stacked=True)
+    return local.gradient, lambda z: local.products(z.expand_as(rows))[0].mean(0)
 
 # %% ../nbs/09_implicit.ipynb #59a6d9e2
 class FlatModel:

@@ -8,50 +8,24 @@ __all__ = ['RULES', 'COMPOSITES', 'OPERATIONS', 'METHODS', 'Rule', 'signed_mass'
 
 # %% ../nbs/08_lrp.ipynb #00de69bd
 import fnmatch
-
-
 import inspect
-
-
 import math
-
-
 import re
-
-
+import string
 import sys
-
-
 import threading
-
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
-
-
 from contextlib import ExitStack, contextmanager
 
 # %% ../nbs/08_lrp.ipynb #560078c6
 from dataclasses import dataclass, field, replace
-
-
-from typing import Any, NamedTuple
-
+from typing import Any, Literal, NamedTuple, overload
 
 import pandas as pd
-
-
 import torch
-
-
 import torch.nn.functional as F
-
-
 from torch import Tensor, nn
-
-
 from torch.overrides import TorchFunctionMode
-
-
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # %% ../nbs/08_lrp.ipynb #056e976e
@@ -1363,8 +1337,6 @@ def _fixed_map(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwa
     tag = _tag(input)
     if tag is None or _any_tracked(args, kwargs):
         raise _unsupported(engine, name, "only its first argument may depend on the input")
-    if "bicubic" in (*args, *kwargs.values()):
-        raise _unsupported(engine, "bicubic interpolation", "use bilinear")
     leaf = wide(x).clone().requires_grad_()
     with torch.enable_grad():
         out = func(leaf, *args, **kwargs)
@@ -1801,6 +1773,51 @@ def _einsum(engine: _Engine, func: Callable, equation: str, *operands: Any) -> T
 
     return _product(engine, "einsum", lambda *ts: torch.einsum(equation, *ts), operands, samples)
 
+# %% ../nbs/08_lrp.ipynb #20b5aaf2
+def _tensordot(
+    engine: _Engine, func: Callable, a: Tensor, b: Tensor, dims: Any = 2, out: Any = None
+) -> Tensor:
+    "A sum over pairs of axes, written as an Einstein sum."
+    if isinstance(dims, Tensor):
+        dims = dims.tolist()
+    if isinstance(dims, int):
+        dims = (range(-dims, 0), range(dims))
+    left, right = ([dims[i]] if isinstance(dims[i], int) else list(dims[i]) for i in (0, 1))
+    first = string.ascii_letters[: a.ndim]
+    second = list(string.ascii_letters[a.ndim : a.ndim + b.ndim])
+    for i, j in zip(left, right):
+        second[j] = first[i]
+    shared = {first[i] for i in left}
+    stays = [c for c in (*first, *second) if c not in shared]
+    return _einsum(engine, func, f"{first},{''.join(second)}->{''.join(stays)}", a, b)
+
+
+def _interpolate(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    "Coefficients that are not negative, or, for bicubic, one matrix with both signs for each axis."
+    if "bicubic" not in (*args, *kwargs.values()):
+        return _fixed_map(engine, func, input, *args, **kwargs)
+    how = inspect.signature(F.interpolate).bind(input, *args, **kwargs)
+    how.apply_defaults()
+    how = dict(how.arguments)
+    with torch.no_grad():
+        rows, columns = (_bicubic_matrix(func, wide(input), axis, how) for axis in (2, 3))
+    return _einsum(engine, func, "bchw,ih,jw->bcij", input, rows.to(input), columns.to(input))
+
+# %% ../nbs/08_lrp.ipynb #8fda4da6
+def _bicubic_matrix(func: Callable, x: Tensor, axis: int, how: dict) -> Tensor:
+    "What bicubic interpolation does along one axis, (to from): the images of unit vectors."
+    n = x.shape[axis]
+    eye = torch.eye(n, dtype=x.dtype, device=x.device)
+    pictures = eye[None, :, :, None] if axis == 2 else eye[None, :, None]
+    of_axis = lambda v: v[axis - 2] if isinstance(v, (tuple, list)) else v
+    only = lambda v, other: (v, other) if axis == 2 else (other, v)
+    size, factor = of_axis(how["size"]), of_axis(how["scale_factor"])
+    if size is None and how["recompute_scale_factor"]:
+        size, factor = int(n * factor), None
+    one = dict(size=only(size, 1)) if size is not None else dict(scale_factor=only(factor, 1.0))
+    one |= {k: how[k] for k in ("mode", "align_corners", "antialias")}
+    return func(pictures, **one)[0].reshape(n, -1).t()
+
 # %% ../nbs/08_lrp.ipynb #1ecf19ed
 def _letters(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
     "One letter for each axis: digits stand for dots, and an implicit result is spelled out."
@@ -2030,7 +2047,7 @@ _SAME = """
 """
 _MAPS = """
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-    mean sum interpolate cumsum fold grid_sample
+    mean sum cumsum fold grid_sample
 """
 _DROPOUTS = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout"
 
@@ -2066,9 +2083,11 @@ OPERATIONS: dict[str, Callable] = {
 # %% ../nbs/08_lrp.ipynb #864d06c9
 OPERATIONS |= {
     "matmul": _matmul,
-    **_each("mm bmm", _mm),
+    **_each("mm bmm _sparse_mm", _mm),
     "rmatmul": lambda engine, func, input, other: _matmul(engine, func, other, input),
     "einsum": _einsum,
+    "tensordot": _tensordot,
+    "interpolate": _interpolate,
     "add": _add,
     **_each("sub subtract", _sub),
     "rsub": _rsub,
@@ -2465,6 +2484,20 @@ METHODS = (
     *("lrp-wsquare", "lrp-flat", "lrp-zbox"),
     *COMPOSITES,
 )
+
+# %% ../nbs/08_lrp.ipynb #55e3edf7
+@overload
+def relevance_map(
+    model: nn.Module, x: Tensor, target: Target = None, *,
+    method: str = "rlrp", batch_size: int | None = None, return_residual: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def relevance_map(
+    model: nn.Module, x: Tensor, target: Target = None, *,
+    method: str = "rlrp", batch_size: int | None = None, return_residual: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 # %% ../nbs/08_lrp.ipynb #bb441291
 def relevance_map(

@@ -29,8 +29,9 @@ from .core import resolve_target, unwrap_output
 # %% auto #0
 __all__ = ['METRICS', 'FRACTIONS', 'Metric', 'metric_table', 'pixel_roc_auc', 'average_precision', 'iou_at_area', 'Curve',
            'random_maps', 'is_distribution', 'keep_curve', 'removal_curve', 'insertion', 'deletion', 'average_ranks',
-           'rank_map', 'spearman', 'Interval', 'bootstrap_interval', 'wilson_interval', 'pointing_game',
-           'max_sensitivity', 'model_randomisation', 'cka', 'hsic', 'disagreement']
+           'rank_map', 'spearman', 'Interval', 'bootstrap_interval', 'wilson_interval', 'student_interval',
+           'roc_interval', 'roc_gap', 'finite_scores', 'pointing_game', 'max_sensitivity', 'model_randomisation', 'cka',
+           'hsic', 'disagreement']
 
 # %% ../nbs/04_metrics.ipynb #bb844ceb
 if TYPE_CHECKING:
@@ -520,6 +521,89 @@ def wilson_interval(
     centre = (rate + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     return Interval(rate, max(0.0, centre - half), min(1.0, centre + half))
+
+# %% ../nbs/04_metrics.ipynb #bb2b856a
+def student_interval(
+    values: Any,  # One number a repetition, (B,): for few of them, where a bootstrap is too narrow
+    *,
+    level: float = 0.95,  # Coverage for values of a normal law, in 0 ... 1
+) -> Interval:  # The mean; both ends infinite for a single value; ValueError for values that are not finite
+    "A mean of few independent values with Student's interval."
+    from scipy.stats import t
+
+    v = np.asarray(values, np.float64)
+    if v.ndim != 1 or not len(v) or not np.isfinite(v).all() or not 0 < level < 1:
+        raise ValueError(f"values of shape {v.shape} at level {level}: expected finite numbers (B,), B > 0")
+    if len(v) == 1:
+        return Interval(float(v[0]), -math.inf, math.inf)
+    half = float(t.ppf((1 + level) / 2, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v)))
+    return Interval(float(v.mean()), float(v.mean()) - half, float(v.mean()) + half)
+
+# %% ../nbs/04_metrics.ipynb #7b448fc5
+def roc_interval(
+    high: Any,  # Scores that should be higher, (M,)
+    low: Any,  # Scores that should be lower, (N,)
+    high_group: Any = None,  # Group of each, (M,); only pairs of one group are compared
+    low_group: Any = None,  # (N,)
+) -> Interval:  # Area under the ROC, 0 ... 1, chance 1/2, with DeLong's 95 % interval
+    "The chance that a `high` score is above a `low` one of the same group; ties count half."
+    won = _wins(high, low)
+    area, low_end, high_end = _placement_interval(won, _same_group(won, high_group, low_group))
+    return Interval(area, max(0.0, low_end), min(1.0, high_end))
+
+
+def roc_gap(
+    scores: tuple,  # (high (M,), low (N,)) of one model
+    others: Sequence[tuple],  # The same of other models, on the same rows
+    high_group: Any = None,  # Group of each, (M,); only pairs of one group are compared
+    low_group: Any = None,  # (N,)
+) -> Interval:  # -1 ... 1, 0: no gap, with DeLong's 95 % interval for the same rows
+    "Area under the ROC of one model, minus the mean area of others."
+    gap = _wins(*scores) - np.mean([_wins(*other) for other in others], axis=0)
+    return _placement_interval(gap, _same_group(gap, high_group, low_group))
+
+# %% ../nbs/04_metrics.ipynb #5a824de0
+def finite_scores(
+    scores: Any,  # One number per row, (B,): tensor, array, column of a table or sequence
+) -> np.ndarray:  # (B,), float64; raises ValueError that names the first NaN
+    "Scores as a vector of numbers."
+    values = np.asarray(scores.detach().cpu().double() if hasattr(scores, "detach") else scores, float)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"scores have shape {values.shape}, expected one number per row, (B,) with B > 0")
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        raise ValueError(f"{len(wrong)} of {len(values)} scores are NaN or infinite, the first at {wrong[0]}")
+    return values
+
+
+def _wins(high: Any, low: Any) -> np.ndarray:
+    "For each pair 1 if the first is higher, 1/2 for a tie, else 0, (M N)."
+    return np.sign(finite_scores(high)[:, None] - finite_scores(low)[None]) / 2 + 0.5
+
+
+def _same_group(pairs: np.ndarray, high_group: Any, low_group: Any) -> np.ndarray:
+    "Which pairs count, (M N) bool; raises ValueError if none does."
+    counted = np.ones_like(pairs, bool)
+    if high_group is not None:
+        counted = np.asarray(high_group)[:, None] == np.asarray(low_group)[None]
+    if counted.shape != pairs.shape or not counted.any():
+        given = f"{pairs.shape[0]} and {pairs.shape[1]} scores, groups of shape {counted.shape}"
+        raise ValueError(f"no pair to compare among {given}: one group per score, and one in common")
+    return counted
+
+# %% ../nbs/04_metrics.ipynb #1ed376c7
+def _placement_interval(pairs: np.ndarray, counted: np.ndarray) -> Interval:
+    "Mean over the pairs (M N) that count, with DeLong's interval."
+    mean = float(pairs[counted].mean())
+    half = 1.96 * sum(_placement_variance(pairs - mean, counted, axis) for axis in (0, 1)) ** 0.5
+    return Interval(mean, mean - half, mean + half)
+
+
+def _placement_variance(excess: np.ndarray, counted: np.ndarray, axis: int) -> float:
+    "What the rows of one side add to the variance of the mean."
+    totals = np.where(counted, excess, 0).sum(axis)
+    n = max(2, len(totals))
+    return float((totals**2).sum() / counted.sum() ** 2 * n / (n - 1))
 
 # %% ../nbs/04_metrics.ipynb #ea140b3c
 def pointing_game(

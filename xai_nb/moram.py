@@ -16,7 +16,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from .attribution import spatial_layer
+from .attribution import check_rearrangement, spatial_layer
 from xai_nb.core import (
     LayerError,
     Target,
@@ -259,7 +259,7 @@ def regression_cam(
     layer: Layer | Sequence[Layer] | None = None,  # Name, module, a list; None: last spatial layer
     target: Target = None,  # What to explain; needed if the model has several outputs
     *,
-    reshape: Callable[[Tensor], Tensor] | None = None,  # Layer output -> (B K *S), see `token_grid`
+    reshape: Callable[[Tensor], Tensor] | None = None,  # Output -> (B K *S), moving numbers alone
     abs_activations: bool = False,  # Use |A|, for layers with negative activations
     batch_size: int | None = None,  # Examples per forward pass; None: all at once
     return_activations: bool = False,  # Keep A: B x K x S numbers
@@ -350,6 +350,7 @@ def _explain(
 # %% ../nbs/30_moram.ipynb #eeb6d53b
 def _check_positions(a: Tensor, name: str, x: Tensor, reshape: Callable | None) -> None:
     "A feature map must have positions, and as many examples as the input."
+    check_rearrangement(reshape, a, name)
     if len(_features(a.detach(), name, x.ndim, reshape)) != len(x):
         raise ValueError(
             f"layer {name!r} has {len(a)} examples for {len(x)} inputs of shape {tuple(x.shape)}: "

@@ -19,17 +19,18 @@ from .core import check_finite, hash_key, keyed_uniform, unwrap_output
 from .models import fit, predict
 
 # %% auto #0
-__all__ = ['Rows', 'number_rows', 'places_of', 'take_rows', 'row_noise', 'fit_rows', 'Recipe', 'first_difference', 'class_scores',
-           'Change', 'check_change', 'check_values', 'change_ids', 'is_idle', 'edit_rows', 'ShardedModel',
-           'train_shards', 'forget_in_shards', 'last_layer_influence', 'newton_step']
+__all__ = ['Rows', 'number_rows', 'as_column', 'as_numbers', 'places_of', 'take_rows', 'row_noise', 'fit_dtype', 'fit_rows',
+           'Recipe', 'first_difference', 'class_scores', 'row_losses', 'out_of_fold', 'Change', 'check_change',
+           'check_values', 'change_ids', 'is_idle', 'edit_rows', 'ShardedModel', 'train_shards', 'forget_in_shards',
+           'last_layer_influence', 'newton_step']
 
 # %% ../nbs/09_recipe.ipynb #6e4cce97
 @dataclass(frozen=True)
 class Rows:
     "A training set whose rows keep the numbers they had in the original table."
 
-    x: Any  # Inputs, (B ...), tensor or array
-    y: Any  # Class of each row, (B,), whole numbers, tensor or array
+    x: Any  # Inputs, (B ...), tensor or array; a table or a list becomes an array
+    y: Any  # Class of each row, (B,), whole numbers, tensor or array; the same
     ids: np.ndarray | None = None  # Number of each row in the original table, (B,); None: 0 ... B - 1
     universe: np.ndarray | None = None  # Numbers of all rows of the original table, (N,); None: `ids`
     weights: np.ndarray | None = None  # Weight of each row in the loss, (B,), positive; None: all 1
@@ -47,6 +48,8 @@ def number_rows(
     rows: Rows,  # Just made
 ) -> None:  # Fills in `ids` and `universe`; raises ValueError for columns that do not fit
     "Give rows their numbers, and check inputs, labels and weights."
+    for name in ("x", "y"):
+        object.__setattr__(rows, name, as_column(name, getattr(rows, name)))
     n = len(rows.y)
     if len(rows.x) != n or np.ndim(rows.y) != 1:
         raise ValueError(
@@ -61,6 +64,38 @@ def number_rows(
     weights = _positive(rows.weights, n)
     for name, value in dict(ids=ids, universe=universe, weights=weights).items():
         object.__setattr__(rows, name, value)
+
+# %% ../nbs/09_recipe.ipynb #d6327dda
+def as_column(
+    name: str,  # What it is, for the message
+    values: Any,  # Tensor, array, table or column of pandas, list
+) -> Any:  # A tensor or array with one entry per row; TypeError for what has no rows, such as a data set
+    "One form for what has rows: tensors stay, the rest becomes an array."
+    if isinstance(values, Tensor):
+        return values.detach()
+    if not isinstance(values, (np.ndarray, list, tuple, range)) and not hasattr(values, "to_numpy"):
+        kind = type(values).__name__
+        raise TypeError(
+            f"{name} is a {kind}, expected a tensor, an array, a table or a list; stack a data set first"
+        )
+    array = values.to_numpy(copy=True) if hasattr(values, "to_numpy") else np.asarray(values)
+    if array.dtype == object:
+        raise TypeError(f"{name} holds objects, expected numbers; encode or pad them first")
+    return array
+
+
+def as_numbers(
+    name: str,  # What it is, for the message
+    values: Any,  # As in `as_column`, also a single number or a set, which are refused
+) -> np.ndarray:  # (R,), on the CPU
+    "A column as an array; an empty one holds whole numbers."
+    column = as_column(name, values)
+    if isinstance(column, Tensor):
+        column = (column.double() if column.is_floating_point() else column).cpu().numpy()
+    array = np.asarray(column)
+    if array.ndim != 1:
+        raise TypeError(f"{name} have shape {array.shape}, expected one number per row, (R,)")
+    return array if len(array) else np.zeros(0, np.int64)
 
 # %% ../nbs/09_recipe.ipynb #7392fc22
 def _positive(weights: Any, n: int) -> np.ndarray | None:
@@ -78,14 +113,16 @@ def places_of(
     ids: Any,  # Numbers of rows, (R,)
 ) -> np.ndarray:  # Where they stand in the table now, (R,); raises ValueError for one that is not there
     "Find rows by their number."
-    where = {int(i): place for place, i in enumerate(rows.ids)}
-    lacking = [int(i) for i in ids if int(i) not in where]
-    if lacking:
-        span = f"{rows.universe.min()} ... {rows.universe.max()}"
+    wanted = np.asarray(ids, np.int64)
+    order = np.argsort(rows.ids, kind="stable")
+    at = np.minimum(np.searchsorted(rows.ids[order], wanted), len(order) - 1)
+    lacking = wanted[rows.ids[order[at]] != wanted] if len(order) else wanted
+    if len(lacking):
+        span = f"{rows.universe.min()} ... {rows.universe.max()}" if len(rows.universe) else "none"
         raise ValueError(
             f"no row {lacking[0]} ({len(lacking)} of {len(ids)} lacking); rows are {span}, some may be gone"
         )
-    return np.array([where[int(i)] for i in ids], np.int64)
+    return order[at]
 
 # %% ../nbs/09_recipe.ipynb #c53d08ce
 def take_rows(
@@ -180,6 +217,16 @@ def _weigh(state: Any) -> None:
     w = state.batch.weights
     state.criterion = lambda output, y: (w * F.cross_entropy(output, y, reduction="none")).sum() / w.sum()
 
+# %% ../nbs/09_recipe.ipynb #68be2a03
+def fit_dtype(
+    model: nn.Module,  # Any
+    x: Any,  # Inputs, (B ...)
+) -> Tensor:  # The same numbers; floats in the model's precision
+    "Inputs as the model takes them."
+    given = torch.as_tensor(as_column("x", x))
+    kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    return given.to(kinds[0]) if kinds and given.is_floating_point() else given
+
 # %% ../nbs/09_recipe.ipynb #f4957d92
 def fit_rows(
     model: nn.Module,  # Trained in place
@@ -197,8 +244,14 @@ def fit_rows(
     if rows.weights is not None:
         weights = torch.as_tensor(rows.weights, dtype=torch.float32)
         on_step = [_weigh, *on_step]
-    stream = _Stream(rows.x, rows.y, weights, rows, augment)
-    fit(model, stream, epochs=epochs, seed=seed, batch_size=batch_size, on_step=on_step, **settings)
+    stream = _Stream(fit_dtype(model, rows.x), torch.as_tensor(rows.y).long(), weights, rows, augment)
+    try:
+        fit(model, stream, epochs=epochs, seed=seed, batch_size=batch_size, on_step=on_step, **settings)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        said = "a batch has one row left, too few to normalise; take another batch_size"
+        raise ValueError(f"{said}: {error}") from error
     return model
 
 # %% ../nbs/09_recipe.ipynb #c54edf9a
@@ -250,17 +303,70 @@ def class_scores(
     x: Any,  # Inputs, (B ...)
 ) -> Tensor:  # (B K): outputs of a module, probabilities of a scikit-learn model, on the CPU
     "One score per class, whatever the model."
-    if isinstance(model, nn.Module):
-        scores = predict(model, torch.as_tensor(x)).detach().cpu()
-    else:
-        given = torch.from_numpy(np.asarray(model.predict_proba(x), float))
-        scores = given.new_zeros(len(given), int(max(model.classes_)) + 1)
-        scores[:, torch.as_tensor(model.classes_, dtype=torch.int64)] = given
+    if len(x) == 0:
+        raise ValueError("no rows to look at: x is empty")
+    scores = _module_scores(model, x) if isinstance(model, nn.Module) else _estimator_scores(model, x)
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ValueError(
             f"the model gives {tuple(scores.shape)}, expected one score per class, (B K) with K > 1"
         )
     return check_finite("the scores", scores)
+
+
+def _module_scores(model: nn.Module, x: Any) -> Tensor:
+    "Outputs of a module, at least in float32."
+    given = fit_dtype(model, x)
+    try:
+        scores = predict(model, given).detach().cpu()
+    except RuntimeError as error:
+        kind = f"{tuple(given.shape)} of {given.dtype}"
+        raise ValueError(f"the model does not take x, {kind}: {error}") from error
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+
+
+def _estimator_scores(model: Any, x: Any) -> Tensor:
+    "Probabilities of an estimator, a column per class from 0 to its last one."
+    if not hasattr(model, "predict_proba"):
+        kind = type(model).__name__
+        raise TypeError(f"the model is a {kind}, expected a torch module or a classifier with predict_proba")
+    given = torch.from_numpy(np.asarray(model.predict_proba(x), float))
+    scores = given.new_zeros(len(given), int(max(model.classes_)) + 1)
+    scores[:, torch.as_tensor(model.classes_, dtype=torch.int64)] = given
+    return scores
+
+# %% ../nbs/09_recipe.ipynb #66a8b67d
+def row_losses(
+    model: Any,  # torch module or scikit-learn classifier
+    rows: Rows,  # Any rows
+) -> Tensor:  # (B,), nats; an estimator gives a class that it never met the probability 1e-12
+    "The cross-entropy of each row."
+    scores = class_scores(model, rows.x)
+    y = torch.as_tensor(rows.y).cpu().long()
+    beyond = int(y.max()) + 1 - scores.shape[1]
+    if isinstance(model, nn.Module):
+        if beyond > 0 or int(y.min()) < 0:
+            raise ValueError(f"labels {int(y.min())} ... {int(y.max())} for {scores.shape[1]} classes")
+        logs = scores.double().log_softmax(1)
+    else:
+        logs = F.pad(scores, (0, max(0, beyond))).clamp_min(1e-12).log()
+    return F.nll_loss(logs.double(), y, reduction="none")
+
+# %% ../nbs/09_recipe.ipynb #7f857570
+def out_of_fold(
+    recipe: Recipe,  # Of the rows
+    folds: int = 5,  # Models to train
+) -> Tensor:  # (B,), nats: large where models that never saw the row find its label unlikely
+    "The loss of each row under a model trained without it."
+    ids = recipe.rows.ids
+    if not 2 <= folds <= len(ids):
+        raise ValueError(f"folds is {folds}, expected 2 ... {len(ids)}")
+    fold = np.empty(len(ids), np.int64)
+    fold[np.argsort(hash_key(recipe.seed, "fold", ids), kind="stable")] = np.arange(len(ids)) % folds
+    losses = torch.empty(len(ids), dtype=torch.float64)
+    for k in range(folds):
+        model = recipe.fit(take_rows(recipe.rows, ids[fold != k]))
+        losses[torch.from_numpy(fold == k)] = row_losses(model, take_rows(recipe.rows, ids[fold == k]))
+    return losses
 
 # %% ../nbs/09_recipe.ipynb #b0fcb08a
 @dataclass(frozen=True)
@@ -284,21 +390,18 @@ def check_change(
     change: Change,  # Just made
 ) -> None:  # Makes arrays of its parts; raises ValueError or TypeError
     "Refuse numbers that are no rows, that come twice, and parts of different length."
-    rows = np.asarray(torch.as_tensor(change.rows).cpu()) if len(change.rows) else np.zeros(0, np.int64)
-    if rows.ndim != 1 or rows.dtype.kind not in "iub":
-        raise TypeError(
-            f"rows are {rows.dtype} of shape {rows.shape}, expected numbers of rows (R,) or a mask (N,)"
-        )
+    rows = as_numbers("rows", change.rows)
+    if rows.dtype.kind not in "iub":
+        raise TypeError(f"rows are {rows.dtype}, expected numbers of rows (R,) or a mask (N,)")
     object.__setattr__(change, "rows", rows)
     if rows.dtype != bool:
         numbers, count = np.unique(rows, return_counts=True)
         if (count > 1).any():
             raise ValueError(f"row {numbers[count > 1][0]} is named {count.max()} times; name each row once")
     for name in ("labels", "weights"):
-        given = getattr(change, name)
-        if given is not None:
-            values = np.asarray(torch.as_tensor(given).cpu())
-            if values.shape != (len(change),):
+        if getattr(change, name) is not None:
+            values = as_numbers(name, getattr(change, name))
+            if len(values) != len(change):
                 raise ValueError(f"{name} have shape {values.shape} for {len(change)} rows")
             object.__setattr__(change, name, values)
     check_values(change)
@@ -308,9 +411,13 @@ def check_values(
     change: Change,  # With arrays
 ) -> None:  # Raises ValueError
     "Refuse labels that are no classes, and weights that are no weights."
-    if change.labels is not None and (change.labels.dtype.kind not in "iu" or (change.labels < 0).any()):
-        raise ValueError(f"labels must be classes, whole numbers from 0, got {change.labels[:5]} ...")
-    if change.weights is not None and not (np.isfinite(change.weights) & (change.weights >= 0)).all():
+    labels = change.labels
+    weights = change.weights
+    if labels is not None and (labels.dtype.kind not in "iu" or (labels < 0).any()):
+        raise ValueError(f"labels must be classes, whole numbers from 0, got {labels[:5]} ...")
+    if weights is not None and (weights.dtype.kind not in "iufb" or not (weights >= 0).all()):
+        raise ValueError(f"weights must be finite and not negative, got {weights[:5]} ...")
+    if weights is not None and not np.isfinite(weights).all():
         raise ValueError("weights must be finite and not negative")
 
 # %% ../nbs/09_recipe.ipynb #463a42c7
@@ -319,6 +426,8 @@ def change_ids(
     rows: Rows,  # The table
 ) -> np.ndarray:  # Numbers of the changed rows, (R,); raises ValueError
     "The rows that a change means, by number."
+    if not isinstance(change, Change):
+        raise TypeError(f"change is a {type(change).__name__}, expected Change(rows, labels=, weights=)")
     if change.rows.dtype != bool:
         places_of(rows, change.rows)
         return change.rows.astype(np.int64)
@@ -456,6 +565,8 @@ class _LastLayer(NamedTuple):
 # %% ../nbs/09_recipe.ipynb #9a4ae646
 def _last_layer(model: nn.Module, x: Tensor) -> _LastLayer:
     "Find the last linear layer, record its input, and check that its output is the model's."
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is a {type(model).__name__}, expected a torch module")
     linear = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     if not linear:
         raise ValueError(f"{type(model).__name__} has no linear layer; this method needs one at the end")
@@ -463,7 +574,7 @@ def _last_layer(model: nn.Module, x: Tensor) -> _LastLayer:
     seen = []
     hook = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
     try:
-        output = predict(model, x)
+        output = predict(model, fit_dtype(model, x))
     finally:
         hook.remove()
     features = torch.cat(seen).flatten(1)
@@ -476,7 +587,7 @@ def _last_layer(model: nn.Module, x: Tensor) -> _LastLayer:
 # %% ../nbs/09_recipe.ipynb #7effa673
 def _row_gradients(last: _LastLayer, y: Tensor) -> Tensor:
     "Gradient of each row's cross-entropy for the layer, (B K*(D+1))."
-    error = last.p - F.one_hot(y.to(last.p.device), last.p.shape[1])
+    error = last.p - F.one_hot(torch.as_tensor(y).long().to(last.p.device), last.p.shape[1])
     return torch.einsum("bk,bd->bkd", error, last.features).flatten(1)
 
 

@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import LayerError, check_finite, eval_mode, full_precision, unwrap_output
+from .core import LayerError, check_finite, cut_rows, eval_mode, full_precision, map_tensors
 from .metrics import Interval, spearman, wilson_interval
 from .models import randomise
-from .per_example import ChosenExamples, Examples, Gram, Loss, count_examples, fit_input
+from .per_example import ChosenExamples, Examples, Gram, Inputs, Loss, count_examples, count_rows, fit_input
 from .per_example import gradient_gram, nonzero_divisor, output_gradient, picture_layout, run_batches
-from .per_example import squared_norm, take_examples, unit_rows
+from .per_example import run_model, squared_norm, take_examples, unit_rows
 from .viz import show_neighbours
 
 # %% ../nbs/50_similarity.ipynb #d86c9f0f
@@ -91,7 +91,7 @@ class Neighbours:
     predictions: Tensor  # (B k), what the model predicts for them
     query_labels: Tensor  # (B,), the label that is explained
     least: "Neighbours | None" = None  # The least similar ones, if asked for
-    queries: Tensor | None = field(default=None, repr=False)  # (B ...), the inputs
+    queries: Inputs = field(default=None, repr=False)  # (B ...), the inputs
     dataset: Examples = field(default=None, repr=False)  # Where the training examples come from
     truth: Tensor | None = None  # (B,), true labels of the queries, if they are known
 
@@ -111,7 +111,7 @@ class Neighbours:
         queries: Sequence[int] | None = None,  # Which queries; None: the first six
     ) -> Any:  # matplotlib Figure: a row for each query, most similar left, least similar right
         "Pictures of queries and neighbours: blue frames for the explained class, orange for another."
-        if self.queries is None or self.queries.ndim != 4:
+        if not isinstance(self.queries, Tensor) or self.queries.ndim != 4:
             raise TypeError("show() draws pictures (B C H W); for other inputs use frame()")
         rows = list(range(min(6, len(self.ids)))) if queries is None else list(queries)
         parts = [self, self.least] if self.least else [self]
@@ -158,7 +158,7 @@ def _neighbour_titles(
 # %% ../nbs/50_similarity.ipynb #989f921c
 def nearest(
     model: nn.Module,  # Classifier to explain
-    x: Tensor,  # Queries, (B ...)
+    x: Inputs,  # Queries, (B ...): a tensor, or a tuple or dict of them
     train: Examples,  # Training examples
     k: int = 5,  # Neighbours of each query
     *,
@@ -179,12 +179,12 @@ def nearest(
         if loss not in ("ce", "bce"):
             raise ValueError("the model predicts no class here; pass label=")
         label = predicted_classes(
-            torch.cat([out for *_, out in run_batches(model, (x, torch.zeros(len(x))))])
+            torch.cat([out for *_, out in run_batches(model, (x, torch.zeros(count_rows(x))))])
         )
     scores = gradient_cosine(model, (x, label), train, loss=loss, **options).cpu()
     worst = _look_up(model, train, scores, least, label, largest=False) if least else None
     best = _look_up(model, train, scores, k, label)
-    return replace(best, least=worst, queries=x.cpu(), dataset=train, truth=truth)
+    return replace(best, least=worst, queries=map_tensors(Tensor.cpu, x), dataset=train, truth=truth)
 
 # %% ../nbs/50_similarity.ipynb #a536c080
 def predicted_classes(
@@ -262,7 +262,7 @@ def _watching(modules: Sequence[nn.Module], see: Callable) -> Iterator[None]:
             handle.remove()
 
 # %% ../nbs/50_similarity.ipynb #26ac8f16
-def _last_linear(model: nn.Module, x: Tensor) -> nn.Linear:
+def _last_linear(model: nn.Module, x: Inputs) -> nn.Linear:
     "The layer that gives the model's output; LayerError if it is no nn.Linear with a bias."
     calls = []
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
@@ -271,7 +271,7 @@ def _last_linear(model: nn.Module, x: Tensor) -> nn.Linear:
         eval_mode(model),
         _watching(linear, lambda m, args, out: calls.append((m, out.detach().clone()))),
     ):
-        output = check_finite("the model output", unwrap_output(model(x)))
+        output = check_finite("the model output", run_model(model, x))
     last = calls[-1][0] if calls and torch.equal(calls[-1][1], output) else None
     if last is None or last.bias is None or sum(m is last for m, _ in calls) > 1:
         need = "a model whose output comes straight from an nn.Linear with a bias that runs once"
@@ -279,7 +279,7 @@ def _last_linear(model: nn.Module, x: Tensor) -> nn.Linear:
     return last
 
 
-def _few_inputs(model: nn.Module, data: Examples) -> Tensor:
+def _few_inputs(model: nn.Module, data: Examples) -> Inputs:
     "Two inputs, to try the model on."
     return fit_input(model, take_examples(data, range(min(2, count_examples(data))))[0])
 
@@ -335,8 +335,8 @@ def activation_features(
     "Activations as feature vectors."
     few = _few_inputs(model, data)
     if which == "input":
-        if not few.is_floating_point():
-            said = "the inputs are integers, such as tokens: their values measure nothing"
+        if not isinstance(few, Tensor) or not few.is_floating_point():
+            said = "the inputs are integers, such as tokens, or several: their values measure nothing"
             raise ValueError(f"{said}; use 'last' or 'all'")
         return torch.cat([x.flatten(1).float() for x, *_ in run_batches(model, data, batch_size)])
     if which not in ("last", "all"):
@@ -586,8 +586,9 @@ def _instance_rates(
     "The identical instance test of several metrics."
     x, y = _all_examples(train)
     own = (_predict(model, x) == y).nonzero()[:n, 0]
+    queries = cut_rows((x, y), own, len(y))
     rates = {}
-    for metric, scores in relevance(model, (x[own], y[own]), train, metrics, **options).items():
+    for metric, scores in relevance(model, queries, train, metrics, **options).items():
         scores = scores.cpu()
         itself = scores.gather(1, own[:, None])[:, 0]
         best = scores.amax(1) - 1e-5 * scores.abs().amax(1)
@@ -595,14 +596,15 @@ def _instance_rates(
     return rates
 
 
-def _all_examples(data: Examples) -> tuple[Tensor, Tensor]:
-    "A data set as two tensors on the CPU."
+def _all_examples(data: Examples) -> tuple[Inputs, Tensor]:
+    "A data set as one batch on the CPU."
     return take_examples(data, range(count_examples(data)))
 
 
-def _predict(model: nn.Module, x: Tensor) -> Tensor:
+def _predict(model: nn.Module, x: Inputs) -> Tensor:
     "Predicted classes (B,), on the CPU."
-    return torch.cat([out.argmax(1).cpu() for *_, out in run_batches(model, (x, torch.zeros(len(x))))])
+    batches = run_batches(model, (x, torch.zeros(count_rows(x))))
+    return torch.cat([out.argmax(1).cpu() for *_, out in batches])
 
 # %% ../nbs/50_similarity.ipynb #a9552a56
 def similarity_report(

@@ -10,44 +10,20 @@ __all__ = ['Surrogate', 'smoothgrad_family', 'softplus_family', 'lowpass_family'
 
 # %% ../nbs/10_spectral.ipynb #3594f6c5
 import math
-
-
 from collections.abc import Callable, Sequence
-
-
 from dataclasses import dataclass, field, replace
-
-
 from functools import partial
-
-
 from pathlib import Path
-
-
 from typing import Any, NamedTuple
-
-
 import numpy as np
-
-
 import pandas as pd
 
 # %% ../nbs/10_spectral.ipynb #e8110ac9
 import torch
-
-
 from torch import Tensor, nn
-
-
 from .attribution import grad_cam, gradient, smoothgrad
-
-
 from .core import check_positive, progress
-
-
 from .metrics import Interval, bootstrap_interval, spearman
-
-
 from .models import smooth
 
 # %% ../nbs/10_spectral.ipynb #e10f6ba3
@@ -66,8 +42,6 @@ from xai_nb.spectrum import (
     radial_spectrum,
     summarise,
 )
-
-
 from .viz import Picture, PlaneLine, explore, show_plane, show_walk
 
 # %% ../nbs/10_spectral.ipynb #e9025d28

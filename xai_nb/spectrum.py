@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .attribution import gradient
 from .core import check_finite, eval_mode, in_chunks, resolve_target, unwrap_output
-from .metrics import Interval, bootstrap_interval, rank_map, spearman, wilson_interval
+from .metrics import Interval, bootstrap_interval, is_distribution, rank_map, spearman, wilson_interval
 
 # %% ../nbs/09_spectrum.ipynb #8752e49a
 @lru_cache(maxsize=64)
@@ -284,13 +284,13 @@ class LogProbability(nn.Module):
         x: Tensor,  # Images, (B C H W)
     ) -> Tensor:  # Log-probabilities (B K), or the model's single output
         "Log-softmax over classes, or log-sigmoid of each."
-        out = _logits(self.model(x))
+        out = _logits(self.model(x), self.sigmoid)
         if self.sigmoid:
             return nn.functional.logsigmoid(out)
         return out.log_softmax(1) if out.ndim == 2 and out.shape[1] > 1 else out
 
 # %% ../nbs/09_spectrum.ipynb #cb13e75b
-def _logits(out: Any) -> Tensor:
+def _logits(out: Any, sigmoid: bool = False) -> Tensor:
     "A model's output, if it can be logits; otherwise the cure."
     if isinstance(out, Mapping):
         raise TypeError(
@@ -298,13 +298,18 @@ def _logits(out: Any) -> Tensor:
             f"target, for example lambda out: out[{next(iter(out))!r}][:, 0]"
         )
     out = unwrap_output(out)
-    if out.ndim == 2 and out.shape[1] > 1 and not torch.is_grad_enabled():
-        sums = bool((out.sum(1) - 1).abs().max() < 1e-3) if len(out) else False
-        if sums and bool((out >= 0).all()):
-            raise ValueError(
-                "the rows of the output are probabilities already (they sum to 1), so the model ends in a "
-                "softmax; pass of='output', or explain the model without its last layer"
-            )
+    if torch.is_grad_enabled() or out.ndim != 2 or out.shape[1] < 2 or not len(out):
+        return out  # asked once, without gradients, by `fixed_target`
+    cure = "; pass of='output' (--of output), or explain the model without its last layer"
+    if is_distribution(out):
+        raise ValueError(
+            f"the rows of the output are probabilities already: the model ends in a softmax{cure}"
+        )
+    between = bool(((out >= 0) & (out <= 1)).all())
+    if sigmoid and between and out.numel() >= 16:  # a few numbers may lie there by chance
+        raise ValueError(
+            f"every output lies between 0 and 1: several labels, and the model ends in a sigmoid{cure}"
+        )
     return out
 
 # %% ../nbs/09_spectrum.ipynb #2090855b
@@ -327,9 +332,11 @@ def fixed_target(
     batch_size: int | None = None,  # Inputs per pass
 ) -> Any:  # The target with None replaced by the predicted class; ValueError if it does not fit
     "The class of the clean image, fixed once for all methods."
-    if callable(target):
-        return target
     with torch.no_grad(), eval_mode(model):
+        if callable(target):
+            if isinstance(model, LogProbability):
+                model(x[:8])  # refuses what is no logits
+            return target
         out = in_chunks(lambda rows: unwrap_output(model(rows)), x, batch_size)
     if target is not None:
         resolve_target(out, target)  # refuses a wrong length or range, which `expand` would hide

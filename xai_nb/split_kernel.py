@@ -7,8 +7,8 @@ __all__ = ['CRITERIA', 'MAX_DEPTH', 'nice_steps', 'threshold_grid', 'bin_columns
            'Settings', 'Nodes', 'Histogram', 'empty_nodes', 'some_nodes', 'split_scores', 'snap', 'split_rate',
            'split_law', 'grow_numpy', 'node_weight_of', 'drop_undrawn_features', 'Sides', 'Buffers', 'grow_numba',
            'first_changes', 'sklearn_tree', 'BinnedTable', 'bin_table', 'Grown', 'settings_of', 'rows_or_share',
-           'class_rows', 'target_rows', 'grow_tree', 'class_tree', 'value_tree', 'merge_equal_leaves', 'cut_nodes',
-           'prune_nodes']
+           'class_rows', 'weigh_classes', 'target_rows', 'grow_tree', 'class_tree', 'value_tree', 'merge_equal_leaves',
+           'cut_nodes', 'prune_nodes']
 
 # %% ../nbs/09_split_kernel.ipynb #929a6717
 import heapq
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from sklearn.utils.class_weight import compute_sample_weight
 
 from .core import hash_key, keyed_uniform
 
@@ -101,35 +102,32 @@ def _decade_edges(low, high, smallest, n):
     return np.array(best)[keep]
 
 # %% ../nbs/09_split_kernel.ipynb #c1f6746e
-def _crowd(x, edges):
-    "Rows in the bin of the median, without those that share its commonest value."
+def _crowd(x, edges, shift=0):
+    "Rows in the bin of the median, or of a rank beside it, without those that share its commonest value."
     x = x[~np.isnan(x)]
     bins = np.searchsorted(edges, x)
-    values = x[bins == np.partition(bins, len(x) // 2)[len(x) // 2]]
+    rank = min(max(len(x) // 2 + shift, 0), len(x) - 1)
+    values = x[bins == np.partition(bins, rank)[rank]]
     return len(values) - np.unique(values, return_counts=True)[1].max()
 
 
-class _Spread(NamedTuple):
-    "How the rows of a column lie on two grids."
-
-    rows: int  # Rows with a value
-    in_step: int  # Crowd in the fullest bin of equal steps
-    in_decade: int  # Crowd in the fullest bin of decades
-
-    @property
-    def follows_decades(self):
-        "More than half of the rows share a step, and decades part them."
-        return 2 * self.in_step > self.rows and 2 * self.in_decade < self.in_step
-
-    @property
-    def is_close(self):
-        "One row could decide otherwise."
-        return abs(2 * self.in_step - self.rows) <= 3 or abs(2 * self.in_decade - self.in_step) <= 3
+def _follows_decades(x, steps, decades):
+    "Whether more than half of the rows of a column share a step, and decades part them."
+    in_step = _crowd(x, steps)
+    return 2 * in_step > (~np.isnan(x)).sum() and 2 * _crowd(x, decades) < in_step
 
 # %% ../nbs/09_split_kernel.ipynb #f626dee5
-def _spread_of(x, steps, decades):
-    "How a column lies on equal steps and on decades."
-    return _Spread(int((~np.isnan(x)).sum()), _crowd(x, steps), _crowd(x, decades))
+class _CrowdWithout(NamedTuple):
+    "The crowds that a column can have without one of its rows: the median may move by a rank."
+
+    least: int
+    most: int
+
+
+def _crowd_without_one(x, edges):
+    "Smallest and largest crowd after a deletion."
+    crowds = [_crowd(x, edges, shift) for shift in (-1, 0, 1)]
+    return _CrowdWithout(min(crowds) - 1, max(crowds))
 
 # %% ../nbs/09_split_kernel.ipynb #d8055cae
 def _own_edges(grid, n_features):
@@ -259,7 +257,7 @@ def _with_decades(X, edges, n):
     edges = edges.copy()
     for f in _crowded_columns(X, edges):
         decades = _column_decades(X[:, f], n)
-        if _spread_of(X[:, f], edges[f], decades).follows_decades:
+        if _follows_decades(X[:, f], edges[f], decades):
             edges[f] = np.inf
             edges[f, : len(decades)] = decades
     return edges
@@ -374,15 +372,20 @@ def _extreme_rows(X, columns):
         ]
     return rows
 
-
+# %% ../nbs/09_split_kernel.ipynb #0b670a97
 def _moves_the_decades(X, n):
     "Rows that matter to columns of decades, or to the choice between steps and decades."
     moved = np.zeros(len(X), bool)
     edges = np.float32(_nice_edges(*_range_of(X, None), n)).astype(float)
     for f in _crowded_columns(X, edges):
-        spread = _spread_of(X[:, f], edges[f], _column_decades(X[:, f], n))
-        if spread.is_close:
-            return ~moved
+        rows = (~np.isnan(X[:, f])).sum()
+        step = _crowd_without_one(X[:, f], edges[f])
+        if 2 * step.most < rows:
+            continue
+        decade = _crowd_without_one(X[:, f], _column_decades(X[:, f], n))
+        surely = 2 * step.least > rows and 2 * decade.most < step.least
+        if not surely and 2 * decade.least < step.most:
+            return np.ones(len(X), bool)
         moved[_extreme_rows(X, [f])] = True
     return moved
 
@@ -1452,6 +1455,23 @@ def class_rows(
     place = np.ascontiguousarray(classes.astype(np.int64) + starts[:-1])
     keys = table.edges.view(np.uint64)
     return Training(table.bins, place, weights, np.zeros((len(place), 0)), starts, table.feature_keys, keys)
+
+# %% ../nbs/09_split_kernel.ipynb #c63b1abb
+def weigh_classes(
+    est: Any,  # Estimator, with or without `class_weight`
+    y: np.ndarray,  # Classes, (B,) or (B O)
+    w: np.ndarray,  # Row weights, (B,)
+) -> np.ndarray:  # Row weights times class weights, (B,); raises ValueError where no row is left
+    "What each row weighs, its class included."
+    if getattr(est, "class_weight", None) is None:
+        return w
+    w = w * compute_sample_weight(est.class_weight, y if y.ndim == 1 or y.shape[1] > 1 else y[:, 0])
+    if not (w.min() >= 0 and 0 < w.max() < math.inf):
+        raise ValueError(
+            f"class_weight={est.class_weight!r} gives no row a positive weight, or one a weight "
+            "below 0 or not finite: weights of classes must be finite, not below 0, and not all 0"
+        )
+    return w
 
 # %% ../nbs/09_split_kernel.ipynb #97987010
 def target_rows(

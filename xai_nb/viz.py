@@ -6,7 +6,7 @@
 __all__ = ['WIDTH', 'DPI', 'PALETTE', 'SIGNED', 'Picture', 'show_maps', 'show_neighbours', 'overlay_rgb', 'overlay', 'curves',
            'bars', 'show_history', 'explore', 'show_tree_pair', 'show_census', 'show_hierarchies', 'show_tradeoff',
            'show_fronts', 'PlaneLine', 'PlaneStyle', 'show_plane', 'draw_plane', 'show_walk', 'direction_rgb',
-           'show_network', 'show_frontier']
+           'show_network', 'show_frontier', 'show_clients', 'show_pareto']
 
 # %% ../nbs/05_viz.ipynb #7f90513a
 import io
@@ -921,3 +921,73 @@ def _draw_way(ax: Axes, name: str, report: Any, colour: str, marker: str) -> Non
     ends = [100 * report.negative_flips.low, 100 * report.negative_flips.high]
     ax.plot(ends, [gain, gain], color=colour, linewidth=1, alpha=0.6)
     ax.plot(broken, gain, marker, color=colour, label=name, markersize=7)
+
+# %% ../nbs/05_viz.ipynb #32226452
+def show_clients(
+    before: np.ndarray,  # Shares of right answers, (N K), 0 ... 1; NaN: the client has no such row
+    after: np.ndarray,  # The same afterwards
+    totals: np.ndarray,  # Each client's share of right answers before and after, (N 2)
+    *,
+    titles: Sequence[str] = ("before", "after", "each client"),  # Of the three panels
+) -> Picture:  # Closed figure; ValueError for shapes that differ
+    "Two tables of clients and classes, and each client's total as a pair of dots."
+    tables = [_numbers(table) for table in (before, after)]
+    ends = _numbers(totals)
+    if tables[0].shape != tables[1].shape or ends.shape != (len(tables[0]), 2):
+        raise ValueError(f"tables of shape {tables[0].shape} and {tables[1].shape} with totals {ends.shape}")
+    with _style():
+        fig = Picture(WIDTH, 0.24 * len(ends) + 1.2)
+        axes = fig.subplots(1, 3, sharey=True, width_ratios=[1, 1, 1.1])
+        for ax, table in zip(axes, tables):
+            shown = ax.imshow(np.ma.masked_invalid(table), vmin=0, vmax=1, cmap="cividis", aspect="auto")
+            ax.set(xlabel="class", xticks=range(table.shape[1]), yticks=range(len(ends)), facecolor="0.85")
+        axes[0].set_ylabel("client")
+        fig.colorbar(shown, ax=axes[1], label="share right")
+        _draw_pairs(axes[2], ends)
+        for ax, title in zip(axes, titles):
+            ax.set_title(title)
+    return fig
+
+# %% ../nbs/05_viz.ipynb #b36903e6
+def _draw_pairs(ax: Axes, ends: np.ndarray) -> None:
+    "A hollow and a full dot a row (N 2), joined; red where the second is lower."
+    for i, (start, end) in enumerate(ends):
+        colour = PALETTE[1] if end < start else PALETTE[0]
+        ax.plot([start, end], [i, i], color=colour, linewidth=1.5)
+        ax.plot(start, i, "o", color=colour, markerfacecolor="white", markersize=6)
+        ax.plot(end, i, "o", color=colour, markersize=6)
+    ax.set_xlabel("share right: before (hollow), after")
+    ax.grid(color="0.92")
+
+# %% ../nbs/05_viz.ipynb #ccb7d3b5
+def show_pareto(
+    points: Mapping[str, tuple[Any, Any]],  # Name -> (x, y), each a number or (number, low, high)
+    xlabel: str = "",  # With unit
+    ylabel: str = "",  # With unit
+    *,
+    title: str = "",  # Take-away
+) -> Picture:  # Closed figure
+    "Methods on two scales; those that no other beats on both are joined by a line."
+    places = {name: [np.atleast_1d(_numbers(v)) for v in pair] for name, pair in points.items()}
+    with _style():
+        fig = Picture(WIDTH * 0.8, 3.8)
+        ax = fig.subplots()
+        for colour, marker, (name, (x, y)) in zip(cycle(PALETTE), cycle("osD^vPX"), places.items()):
+            ax.plot(x[[0] * 2 if len(x) == 1 else [1, 2]], [y[0]] * 2, color=colour, linewidth=1, alpha=0.5)
+            ax.plot([x[0]] * 2, y[[0] * 2 if len(y) == 1 else [1, 2]], color=colour, linewidth=1, alpha=0.5)
+            ax.plot(x[0], y[0], marker, color=colour, label=name, markersize=7)
+        front = _front([(x[0], y[0]) for x, y in places.values()])
+        ax.plot(*zip(*front), color="0.6", linestyle="--", linewidth=1, zorder=0)
+        ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        ax.grid(color="0.92")
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    return fig
+
+# %% ../nbs/05_viz.ipynb #1ce6108d
+def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    "The points that no other point beats on both axes, ascending in the first."
+    kept = []
+    for point in sorted(set(points), reverse=True):
+        if not kept or point[1] > kept[-1][1]:
+            kept.append(point)
+    return kept[::-1]
