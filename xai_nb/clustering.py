@@ -484,7 +484,9 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
         graph = self.criterion == "sparsity" or "spectral" in self.cuts
         W = similarity_graph(points, self.bandwidth_) if graph else None
         grown = grow_levels(points, W, keys[kept], self, self.seed_, w[kept])
-        nearest = np.arange(len(X)) if len(kept) == len(X) else pairwise_distances_argmin(self._table, points)
+        nearest = np.empty(len(X), int)
+        nearest[kept] = np.arange(len(kept))
+        nearest[w == 0] = _nearest_rows(self._table[w == 0], points)
         self.levels_ = grown.clusters[nearest]
         self.cost_ = table_cost(self._table, self.bandwidth_, self.levels_, w)
         self.linkage_ = linkage_from_levels(self.levels_, keys, grown.gain)
@@ -497,12 +499,12 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
         self,
         X: Any,  # New rows, (m D); distances to the training rows (m B) for metric="precomputed"
     ) -> np.ndarray:  # Cluster of each, (m,)
-        "The cluster of the nearest training row."
+        "The cluster of the nearest training row; of equal rows, the first."
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         if self.metric == "precomputed":
             return self.labels_[X.argmin(1)]
-        return self.labels_[pairwise_distances_argmin(_coordinates(X, self.metric), self._table)]
+        return self.labels_[_nearest_rows(_coordinates(X, self.metric), self._table)]
 
     def __sklearn_tags__(self) -> Any:  # Tags
         "Distances come in pairs."
@@ -511,6 +513,12 @@ class StableHierarchicalClustering(ClusterMixin, BaseEstimator):
         return tags
 
 # %% ../nbs/61_clustering.ipynb #6ebebcdb
+def _nearest_rows(X, table):
+    "The nearest row of the table to each row; centred first, since far from zero squares cancel."
+    center = table.mean(0)
+    return pairwise_distances_argmin(X - center, table - center) if len(X) else np.empty(0, int)
+
+
 def _coordinates(X, metric):
     "Points whose Euclidean distances are those asked for."
     if metric == "euclidean":

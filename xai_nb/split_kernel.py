@@ -249,7 +249,7 @@ def _crowded_columns(X, edges):
     fullest = np.zeros(len(edges), np.int64)
     _count_fullest(bin_columns(X, np.float32(edges).astype(float)), edges.shape[1], fullest)
     present = len(X) - np.isnan(X).sum(0)
-    return np.flatnonzero(2 * fullest > present - 4)
+    return np.flatnonzero((2 * fullest > present - 4) & (present > 1))
 
 
 def _with_decades(X, edges, n):

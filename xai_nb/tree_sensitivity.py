@@ -26,7 +26,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import split_kernel as kernel
 from .core import progress
-from .metrics import disagreement
+from .metrics import disagreement, student_interval
 
 # %% ../nbs/09_tree_sensitivity.ipynb #77b0e3f8
 class _Skeleton(NamedTuple):
@@ -180,7 +180,10 @@ def _fit_without(model, X, y, sample_weight, rows):
 
 def _fit_with_seed(model, X, y, sample_weight):
     "The model fitted on everything, and the model to refit: the same seeds, nested estimators included."
+    drawn = getattr(model, "seed_", None)
     model = clone(model)
+    if drawn is not None and not isinstance(model.random_state, Integral):
+        model.set_params(random_state=drawn)  # a fitted model is measured as it was drawn
     draw = check_random_state(None)
     for name, value in model.get_params(deep=True).items():
         if name.split("__")[-1] == "random_state" and not isinstance(value, Integral):
@@ -317,12 +320,12 @@ class Sensitivity:
 
 # %% ../nbs/09_tree_sensitivity.ipynb #022f60a0
 def average_sensitivity(
-    model: BaseEstimator,  # Any scikit-learn tree; without a seed it is given one, the same for all refits
+    model: BaseEstimator,  # Any scikit-learn tree; without a seed all refits get one, `seed_` if it is fitted
     X: Any,  # Training table, (B D)
     y: Any,  # Target, (B,)
     k: int = 1,  # Rows deleted at a time
     n_draws: int | None = None,  # Random deletions, at least 2; None makes all B single deletions
-    distance: Callable | None = None,  # Distance of two fitted models; None is `tree_distance`
+    distance: Callable | None = None,  # Distance of two fitted models; None is `tree_distance`, in [0, 1]
     sample_weight: Any = None,  # Row weights, (B,)
     seed: int = 0,  # Seed of the random deletions
     n_jobs: int | None = None,  # joblib workers for the refits
@@ -332,6 +335,7 @@ def average_sensitivity(
     if k == 1 and n_draws is None and distance is None and _is_walked(model):
         return _summary(leave_one_out(model, X, y, sample_weight).distance, exact=True)
     full, model = _fit_with_seed(model, X, y, sample_weight)
+    has_unit = distance is not None and not is_classifier(model)
     if distance is None:
         _fitted_tree(full)
         depth = getattr(model, "max_depth", None)
@@ -340,7 +344,7 @@ def average_sensitivity(
     one = lambda r: distance(full, _fit_without(model, X, y, sample_weight, r))
     bar = progress(rows, "refits" if len(rows) > 500 else None)
     values = np.array(Parallel(n_jobs)(delayed(one)(r) for r in bar))
-    return _summary(values, exact=k == 1 and len(rows) == len(y))
+    return _summary(values, k == 1 and len(rows) == len(y), has_unit)
 
 # %% ../nbs/09_tree_sensitivity.ipynb #869f5c98
 def _check_deletions(k, n_draws, n):
@@ -363,20 +367,20 @@ def _rows_to_delete(n, k, n_draws, seed):
     return [rng.choice(n, k, replace=False) for _ in range(n_draws)]
 
 # %% ../nbs/09_tree_sensitivity.ipynb #d2f719b9
-def _summary(values, exact):
-    "Mean and interval of the distances of some deletions."
+def _summary(values, exact, has_unit=False):
+    "Mean and interval of the distances of some deletions; those with a unit know no largest value."
     mean = float(values.mean())
     if exact:
         return Sensitivity(mean, mean, mean, values, exact)
+    if has_unit or values.max() > 1:
+        _, low, high = student_interval(values)
+        return Sensitivity(mean, max(0.0, low), high, values, exact)
     return Sensitivity(mean, *_interval_of_mean(values), values, exact)
 
 # %% ../nbs/09_tree_sensitivity.ipynb #c173f016
 def _interval_of_mean(values, alpha=0.05, n_candidates=500):
     "Interval of the mean by betting (Waudby-Smith, Ramdas 2024): valid in [0, 1], also if most are 0."
     n = len(values)
-    if values.max() > 1:
-        half = 1.96 * values.std(ddof=1) / math.sqrt(n)
-        return max(0.0, values.mean() - half), values.mean() + half
     m = (np.arange(n_candidates) + 0.5) / n_candidates
     t = np.arange(1, n + 1)
     mean = (0.5 + np.cumsum(values)) / (t + 1)
