@@ -334,10 +334,10 @@ class _Moments:
 
     def add(self, y: Tensor) -> None:
         "Take the values of one call in."
-        y = y.detach().double()
+        y = y.detach().cpu().double()
         self.calls += 1
         self.n += y.numel()
-        self.sums += torch.stack([y.sum(), y.square().sum()]).cpu()
+        self.sums += torch.stack([y.sum(), y.square().sum()])
 
     @property
     def mean(self) -> float:
