@@ -18,19 +18,8 @@ from torch import Tensor, nn
 from .core import find_layer, hash_key, unwrap_output
 from .forgetting import forgetting
 from .metrics import Interval, bootstrap_interval, cka, finite_scores, roc_interval, wilson_interval
-from xai_nb.recipe import (
-    Change,
-    Recipe,
-    Rows,
-    as_column,
-    as_numbers,
-    change_ids,
-    class_scores,
-    out_of_fold,
-    places_of,
-    row_losses,
-    take_rows,
-)
+from .recipe import Change, Recipe, Rows, as_column, as_numbers, change_ids, class_scores, take_rows
+from .recipe import out_of_fold, places_of, row_losses
 from .ways import drop, finetune, relabel, reweight, unlearn
 
 # %% auto #0

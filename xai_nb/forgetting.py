@@ -24,7 +24,7 @@ from .metrics import Interval, roc_gap, roc_interval
 from .recipe import Rows, class_scores, fit_dtype, row_losses
 
 # %% auto #0
-__all__ = ['TRACE', 'relearning_steps', 'Look', 'Gap', 'Forgetting', 'forgetting', 'forgetting_table']
+__all__ = ['TRACE', 'relearning_steps', 'Look', 'Deviation', 'Forgetting', 'forgetting', 'forgetting_table']
 
 # %% ../nbs/09_forgetting.ipynb #895ee48c
 def relearning_steps(
@@ -75,7 +75,7 @@ class Look(NamedTuple):
 TRACE = dict(accuracy=1, loss=-1, membership=1, relearning=-1, disagreement=1, divergence=1)
 
 
-class Gap(NamedTuple):
+class Deviation(NamedTuple):
     "How far one model is from the mean of the retrained ones."
 
     gap: Interval  # With its 95 % interval over the rows; a count has none
@@ -96,23 +96,13 @@ class Forgetting:
     model: Look  # The one in question
     retrained: tuple[Look, ...]  # Trained without the rows, two or more
     original: Look | None  # Trained with the rows
-    gaps: dict[str, Gap]  # Look, or "unseen" for the loss on unseen rows -> gap of the model
+    gaps: dict[str, Deviation]  # Look, or "unseen" for the loss on unseen rows -> gap of the model
     tells: dict[str, bool]  # Look -> does it find a trace in the original?
 
     @property
     def verdict(self) -> str:  # See the table above
         "Relearning decides where it can tell; else every look that can."
-        if self.gaps["membership"].sign < 0:
-            return "over-forgotten"
-        if self.gaps["unseen"].sign > 0:
-            return "damaged"
-        able = [name for name, can in self.tells.items() if can]
-        deciding = ["relearning"] if "relearning" in able else able
-        if not deciding:
-            return "cannot tell"
-        if any(self.gaps[name].sign == TRACE[name] for name in deciding):
-            return "traces left"
-        return "no trace found" if all(map(self.is_inside, deciding)) else "undecided"
+        return _verdict(self)
 
     def is_inside(
         self,
@@ -126,22 +116,36 @@ class Forgetting:
         "The table as text, and the verdict."
         return f"{forgetting_table(self).to_string()}\n{_sentence(self)}"
 
+# %% ../nbs/09_forgetting.ipynb #823a473b
+def _verdict(report: Forgetting) -> str:
+    "The table above, line by line."
+    if report.gaps["membership"].sign < 0:
+        return "over-forgotten"
+    if report.gaps["unseen"].sign > 0:
+        return "damaged"
+    able = [name for name, can in report.tells.items() if can]
+    deciding = ["relearning"] if "relearning" in able else able
+    if not deciding:
+        return "cannot tell"
+    if any(report.gaps[name].sign == TRACE[name] for name in deciding):
+        return "traces left"
+    return "no trace found" if all(map(report.is_inside, deciding)) else "undecided"
+
 # %% ../nbs/09_forgetting.ipynb #7e787680
 def forgetting(
     model: nn.Module,  # That should have forgotten
-    retrained: Sequence[nn.Module],  # Trained without the rows, with different seeds, two or more
+    retrained: Any,  # Trained without the rows: a model, or several of different seeds
     forget: Any,  # The rows that went, (x (R ...), y (R,)) or `Rows`
     unseen: Any,  # Rows that no model ever saw, (x (U ...), y (U,)) or `Rows`
     *,
+    floor: Any = None,  # One more model trained without the rows, with another seed, or several
     original: nn.Module | None = None,  # Trained with the rows; without it nobody knows what can tell
     lr: float = 3e-4,  # Adam's, when the rows are learned again
     most: int = 200,  # Steps at most
-) -> Forgetting:  # Prints as a table; ValueError for two retrained models that are the same
+) -> Forgetting:  # Prints as a table; ValueError for fewer than two retrained models, or the same twice
     "Look for traces of rows in a model."
-    if isinstance(retrained, nn.Module):
-        raise TypeError("retrained is one model, expected a list of two or more, of different seeds")
     parts = _Parts(_enough(forget, "forgotten"), _enough(unseen, "unseen"))
-    never = [_Side(m, parts) for m in retrained]
+    never = [_Side(m, parts) for m in [*_listed(retrained), *_listed(floor)]]
     it = _Side(model, parts)
     gone = parts.gone
     knew = None if original is None else _Side(original, parts)
@@ -168,17 +172,6 @@ class _Parts(NamedTuple):
         return tuple(torch.as_tensor(part.y).cpu().numpy() for part in self)
 
 
-def _enough(part: Any, name: str) -> Rows:
-    "Rows from a pair, with a warning for few."
-    if not isinstance(part, Rows) and not (isinstance(part, (tuple, list)) and len(part) == 2):
-        raise TypeError(f"the {name} rows are a {type(part).__name__}, expected (x, y) or Rows")
-    rows = part if isinstance(part, Rows) else Rows(*part)
-    if len(rows) < 10:
-        text = f"only {len(rows)} {name} rows: the membership interval means little"
-        warnings.warn(text, stacklevel=3)
-    return rows
-
-
 class _Side:
     "What a model says of forgotten and unseen rows."
 
@@ -188,7 +181,27 @@ class _Side:
         self.known = row_losses(model, parts.gone)
         self.unseen = row_losses(model, parts.new)
         self.right = class_scores(model, parts.gone.x).argmax(1) == torch.as_tensor(parts.gone.y).cpu()
-        self.logs = class_scores(model, parts.new.x).double().log_softmax(1)
+        scores = class_scores(model, parts.new.x).double()
+        network = isinstance(model, nn.Module)
+        self.logs = scores.log_softmax(1) if network else scores.clamp_min(1e-12).log()
+
+# %% ../nbs/09_forgetting.ipynb #cbd1a14d
+def _listed(models: Any) -> list:
+    "One model, several, or none, as a list."
+    if models is None:
+        return []
+    return list(models) if isinstance(models, (list, tuple)) else [models]
+
+
+def _enough(part: Any, name: str) -> Rows:
+    "Rows from a pair, with a warning for few."
+    if not isinstance(part, Rows) and not (isinstance(part, (tuple, list)) and len(part) == 2):
+        raise TypeError(f"the {name} rows are a {type(part).__name__}, expected (x, y) or Rows")
+    rows = part if isinstance(part, Rows) else Rows(*part)
+    if len(rows) < 10:
+        text = f"only {len(rows)} {name} rows: the membership interval means little"
+        warnings.warn(text, stacklevel=3)
+    return rows
 
 # %% ../nbs/09_forgetting.ipynb #952dd9a5
 def _check_sides(sides: list[_Side], never: list[_Side]) -> None:
@@ -221,26 +234,27 @@ def _look(side: _Side, never: list[_Side], parts: _Parts) -> Look:
     return Look(float(side.right.double().mean()), float(side.known.mean()), area, side.steps, **far)
 
 # %% ../nbs/09_forgetting.ipynb #21ecd4d8
-def _gaps(side: _Side, never: list[_Side], parts: _Parts) -> dict[str, Gap]:
+def _gaps(side: _Side, never: list[_Side], parts: _Parts) -> dict[str, Deviation]:
     "Every look, and the loss on unseen rows, against the retrained models."
     columns = dict(accuracy=lambda s: s.right.double(), loss=lambda s: s.known, unseen=lambda s: s.unseen)
     gaps = {name: _row_gap(column(side), [column(s) for s in never]) for name, column in columns.items()}
     steps = [np.log1p(s.steps) for s in never]
     away = float(np.log1p(side.steps) - np.mean(steps))
     rounding = 12**-0.5 / np.exp(np.mean(steps))  # a whole step, uniform, by its logarithm
-    gaps["relearning"] = Gap(Interval(away, away, away), _chance(steps, rounding))
+    gaps["relearning"] = Deviation(Interval(away, away, away), _chance(steps, rounding))
     own, *others = ((-s.known, -s.unseen) for s in (side, *never))
     areas = [roc_interval(*other, *parts.classes()).value for other in others]
-    gaps["membership"] = Gap(roc_gap(own, others, *parts.classes()), _chance(areas))
+    gaps["membership"] = Deviation(roc_gap(own, others, *parts.classes()), _chance(areas))
     between = [_mean_distances(s, never) for s in never]
     for name, each in _mean_distances(side, never).items():
-        gaps[name] = Gap(_mean_interval(each - sum(b[name] for b in between) / len(between)), 0.0)
+        gaps[name] = Deviation(_mean_interval(each - sum(b[name] for b in between) / len(between)), 0.0)
     return gaps
 
 # %% ../nbs/09_forgetting.ipynb #045fabe2
-def _row_gap(own: Tensor, others: list[Tensor]) -> Gap:
+def _row_gap(own: Tensor, others: list[Tensor]) -> Deviation:
     "A number per row (R,) of one model against the same of the retrained ones."
-    return Gap(_mean_interval(own - sum(others) / len(others)), _chance([float(o.mean()) for o in others]))
+    means = [float(other.mean()) for other in others]
+    return Deviation(_mean_interval(own - sum(others) / len(others)), _chance(means))
 
 
 def _mean_interval(values: Tensor) -> Interval:

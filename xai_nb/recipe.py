@@ -323,7 +323,7 @@ def _module_scores(model: nn.Module, x: Any) -> Tensor:
         raise ValueError(f"the model does not take x, {kind}: {error}") from error
     return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 
-
+# %% ../nbs/09_recipe.ipynb #34d944bc
 def _estimator_scores(model: Any, x: Any) -> Tensor:
     "Probabilities of an estimator, a column per class from 0 to its last one."
     if not hasattr(model, "predict_proba"):
