@@ -528,7 +528,7 @@ def tune(
     hyper: Mapping[str, Any] | None = None,  # More for `hypergrad`, or for `exact_hypergrad`
     score: Callable[[int, Tensor, Tensor], float] | None = None,  # (client, x, setting) -> larger is better
     resume: Tuned | None = None,  # Go on from here; `steps` counts from the very start
-    checkpoint: str | Path | None = None,  # File to write after every step, and to go on from
+    checkpoint: str | Path | None = None,  # File of this process, written after every step, and to go on from
 ) -> Tuned:  # NonFiniteError after three steps in a row without a finite hypergradient
     "Tune every client's own setting: train, find the hypergradient, one step of Adam, again."
     loop = _Loop(
@@ -817,7 +817,7 @@ def personalise(
     batch_size: int | None = None,  # Rows a training step; None: all
     settings: Mapping[int, Tensor] | None = None,  # Where the settings start; None: where they change nothing
     resume: Personalised | None = None,  # Go on from here
-    checkpoint: str | Path | None = None,  # File to write after every step, and to go on from
+    checkpoint: str | Path | None = None,  # File of this process, written after every step, and to go on from
     seed: int = 0,  # Of batches and further learners
 ) -> Personalised:  # ValueError names the client that is at fault
     "One shared model, one own setting a client, tuned over a network (after Terashita and Hara 2023)."
