@@ -170,3 +170,17 @@ def test_several_labels_and_softmax(x):
     refused("ends in a sigmoid", lambda: spectral.ask(nn.Sequential(*net, nn.Sigmoid()), x.repeat(8, 1, 1, 1), 1, of="log_sigmoid"))
     assert spectral.ask(ends, x, of="output").gradient.any()
     assert shown_gaps(trade_off(net, x, softplus_family("backward"), [4.0], of="log_sigmoid"))[0] > 0
+
+
+@pytest.mark.parametrize("family, grid", [(smoothgrad_family(2), [0.1, 0.4]), (softplus_family("backward"), [1.0, 10.0]), (lowpass_family(), [0.1, 0.4])])
+def test_the_slider_redraws(x, family, grid, capsys):
+    "Noise, sharpness, cut-off: a move of the knob draws another figure, and moving back draws the first one again."
+    slider = walk(trade_off(toy(), x[:4], family, grid, 0), image=1, live=True)
+    knob = slider.children[0]
+    assert knob.description == family.knob and list(knob.options) == grid
+    drawn = []
+    for value in (grid[1], grid[0], grid[1]):
+        knob.value = value
+        drawn.append(slider.result.rgb())
+    slider.close()
+    assert (drawn[0] != drawn[1]).any() and (drawn[0] == drawn[2]).all()

@@ -196,6 +196,15 @@ def _lost(g: Tensor, w: Tensor) -> Tensor:
     kept = g[0, 0].numel() * w.square().sum(1)
     return torch.where(energy > 0, 1 - kept / energy.where(energy > 0, 1), 0).clamp(0, 1)
 
+def _check_positions(a: Tensor, name: str, x: Tensor, reshape: Callable | None) -> None:
+    "A feature map must have positions, and as many examples as the input."
+    check_rearrangement(reshape, a, name)
+    if len(_features(a.detach(), name, x.ndim, reshape)) != len(x):
+        raise ValueError(
+            f"layer {name!r} has {len(a)} examples for {len(x)} inputs of shape {tuple(x.shape)}: "
+            "the model folds an axis into the batch; fold it yourself and pass single examples"
+        )
+
 # %% ../nbs/30_moram.ipynb #7487a704
 def _doubts(results: Sequence[RegressionCAM], abs_activations: bool) -> list[str]:
     "What to warn of, from the maps themselves."
@@ -346,16 +355,6 @@ def _explain(
             maps = _all_maps(one, g, abs_activations)
         found.append(dict(output=check_finite("the output", y.detach()), **maps, **kept))
     return found
-
-# %% ../nbs/30_moram.ipynb #eeb6d53b
-def _check_positions(a: Tensor, name: str, x: Tensor, reshape: Callable | None) -> None:
-    "A feature map must have positions, and as many examples as the input."
-    check_rearrangement(reshape, a, name)
-    if len(_features(a.detach(), name, x.ndim, reshape)) != len(x):
-        raise ValueError(
-            f"layer {name!r} has {len(a)} examples for {len(x)} inputs of shape {tuple(x.shape)}: "
-            "the model folds an axis into the batch; fold it yourself and pass single examples"
-        )
 
 # %% ../nbs/30_moram.ipynb #1239e333
 def token_grid(

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/10_spectral.ipynb #e8110ac9
 import torch
 from torch import Tensor, nn
 from .attribution import grad_cam, gradient, smoothgrad
@@ -233,13 +232,6 @@ def complexities(
     "The first axis of the plane."
     return [p.ef.value for p in trade.points]
 
-# %% ../nbs/10_spectral.ipynb #9ad00c03
-def _gap(point: ExplanationGap, certain: bool = False, images: float | None = None) -> float:
-    "What a limit is held against: the shown gap, its upper end, and that of a share of single images."
-    pooled = point.shown_gap or point.delta_ef
-    gap = pooled.high if certain else pooled.value
-    return gap if images is None or point.shown_gap is None else max(gap, gap_quantile(point, images))
-
 # %% ../nbs/10_spectral.ipynb #3b962ab7
 def trade_off(
     model: nn.Module,  # The model that was asked
@@ -276,7 +268,13 @@ def _check_grid(surrogate: Surrogate, grid: Sequence[Any]) -> list:
         raise ValueError("the grid is empty; give at least one value")
     return sorted({check_positive(surrogate.knob, v) for v in grid}) if surrogate.smoother else list(grid)
 
-# %% ../nbs/10_spectral.ipynb #0a10d49d
+# %% ../nbs/10_spectral.ipynb #9ad00c03
+def _gap(point: ExplanationGap, certain: bool = False, images: float | None = None) -> float:
+    "What a limit is held against: the shown gap, its upper end, and that of a share of single images."
+    pooled = point.shown_gap or point.delta_ef
+    gap = pooled.high if certain else pooled.value
+    return gap if images is None or point.shown_gap is None else max(gap, gap_quantile(point, images))
+
 def pareto_front(
     trade: TradeOff,  # A measured family
 ) -> list[bool]:  # True where nothing is at least as good on both axes and better on one
@@ -390,16 +388,6 @@ def _knee(trade: TradeOff) -> Choice:
     point = trade.known[value]
     return Choice(value, point, True, 0, "knee of the front", gains(point))
 
-# %% ../nbs/10_spectral.ipynb #11c55eaf
-def _from_grid(trade: TradeOff, limit: _Limit) -> Choice:
-    "The best grid point within the limit, or the one nearest to it."
-
-    def rank(value):
-        point = trade.known[value]
-        return (0, limit.other(point)) if limit.met(point) else (1, limit.number(point))
-
-    return _chosen(trade, min(trade.values, key=rank), limit, 0)
-
 # %% ../nbs/10_spectral.ipynb #d98ab10b
 class _Tried(NamedTuple):
     "A setting on the scale of the bisection."
@@ -438,6 +426,15 @@ def _guess(left: _Tried, right: _Tried, limit: _Limit, first: bool) -> float:
         return left.place + width / 2
     step = math.log(limit.limit / left.number) / abs(limit.law)
     return left.place + min(max(step, 0.05 * width), 0.95 * width)
+
+def _from_grid(trade: TradeOff, limit: _Limit) -> Choice:
+    "The best grid point within the limit, or the one nearest to it."
+
+    def rank(value):
+        point = trade.known[value]
+        return (0, limit.other(point)) if limit.met(point) else (1, limit.number(point))
+
+    return _chosen(trade, min(trade.values, key=rank), limit, 0)
 
 # %% ../nbs/10_spectral.ipynb #7be79c3e
 def predict_gap(
@@ -597,18 +594,6 @@ def plane(
         title=title,
     )
 
-# %% ../nbs/10_spectral.ipynb #4859370e
-def _line(trade: TradeOff) -> PlaneLine:
-    "The points of one family."
-    return PlaneLine(
-        complexities(trade), shown_gaps(trade), pareto_front(trade), [_setting_text(v) for v in trade.values]
-    )
-
-
-def _setting_text(value: Any) -> str:
-    "A setting as it is written beside a point."
-    return f"{value:.3g}" if isinstance(value, (int, float)) else str(value)
-
 # %% ../nbs/10_spectral.ipynb #d44f2b5f
 def walk(
     trade: TradeOff,  # A measured family
@@ -623,6 +608,17 @@ def walk(
         return _strip(trade, list(trade.values), image)
     knob = {trade.surrogate.knob: list(trade.values)}
     return explore(lambda **setting: _strip(trade, list(setting.values()), image), live=True, **knob)
+
+def _line(trade: TradeOff) -> PlaneLine:
+    "The points of one family."
+    return PlaneLine(
+        complexities(trade), shown_gaps(trade), pareto_front(trade), [_setting_text(v) for v in trade.values]
+    )
+
+
+def _setting_text(value: Any) -> str:
+    "A setting as it is written beside a point."
+    return f"{value:.3g}" if isinstance(value, (int, float)) else str(value)
 
 # %% ../nbs/10_spectral.ipynb #e60f4ddd
 def _strip(trade: TradeOff, values: Sequence[Any], image: int) -> Picture:
