@@ -976,10 +976,16 @@ def _search(index: GradientIndex, ask: _Question, k: int, sign: float) -> Neighb
         tables.append(table.best(k, sign).each(Tensor.cpu))
     table = _join_tables(tables, 0)
     if not torch.isfinite(table.scores).all():
-        said = f"fewer than k={k} training examples of the query's class"
-        raise ValueError(f"{said}; ask for fewer, or same_class=False")
+        raise ValueError(_too_few(ask, k))
     labels = table.labels if ask.label.is_floating_point() else table.labels.long()
     return Neighbours(table.ids, table.scores, labels, table.predictions, ask.label.cpu())
+
+
+def _too_few(ask: _Question, k: int) -> str:
+    "Why a query has fewer than k neighbours."
+    if ask.same_class:
+        return f"fewer than k={k} training examples of the query's class; ask for fewer, or same_class=False"
+    return f"the lists that the search visits hold fewer than k={k} rows for some queries; raise probes="
 
 
 def _own_ids(steps: list) -> np.ndarray:
@@ -1093,7 +1099,8 @@ class FaissSearch:
             rows = shard.array("rows.f16")
             ask = torch.from_numpy(np.stack([rows[i] for i in _sample(list(range(len(rows))), n)])).float()
             want = scan_topk(rows, ask, min(top, len(rows)))[1]
-            got = self.topk(shard, ask, min(top, len(rows)))[1]
+            scores, got = self.topk(shard, ask, min(top, len(rows)))
+            got = got.masked_fill(scores.isinf(), -1)  # nothing found is no hit
             hits.append((want[:, :, None] == got[:, None]).any(2).double().mean())
         return float(torch.stack(hits).mean())
 
