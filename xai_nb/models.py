@@ -484,7 +484,7 @@ def _check_fit_settings(
     if on_divergence not in ("raise", "stop"):
         raise ValueError(f"on_divergence is {on_divergence!r}, expected 'raise' or 'stop'")
 
-# %% ../nbs/02_models.ipynb #cf117139
+# %% ../nbs/02_models.ipynb #f0ad2b9a
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
     "The parameters that ask for a gradient; ValueError if there are none, or if they cannot have one."
     params = [p for p in model.parameters() if p.requires_grad]
@@ -548,7 +548,7 @@ class _Run:
         self.losses: list[float] = []
         self.scores: list[float] = []
 
-# %% ../nbs/02_models.ipynb #42812980
+# %% ../nbs/02_models.ipynb #2b5bd02d
 def _recipe(run: _Run, schedule: str | Callable) -> dict[str, Any]:
     "What a checkpoint must agree in, as numbers and text: functions by name and code, data by checksum."
     state = run.state
@@ -559,7 +559,7 @@ def _recipe(run: _Run, schedule: str | Callable) -> dict[str, Any]:
     kept = dict(optimizer=type(state.optimizer).__name__, clip=run.clip)
     return rates | named | kept | {"checksum of x": _checksum(run.data.x), "checksum of y": _checksum(run.data.y)}
 
-# %% ../nbs/02_models.ipynb #6365f3bc
+# %% ../nbs/02_models.ipynb #1c530742
 def _described(function: Any) -> str:
     "A name that differs where two functions do: with a checksum of the code where there is some."
     if function is None or isinstance(function, str):
@@ -1146,6 +1146,18 @@ def _redraw(module: nn.Module, how: str) -> None:
             p.copy_(_same_spread(p, getattr(module, "padding_idx", None)))
     for name, value in derived.items():
         _set_derived(module, name, value)
+    if isinstance(getattr(module, "original", None), Tensor):  # torch's parametrisations of one tensor
+        _settle(module)
+
+
+def _settle(parametrised: nn.Module) -> None:
+    "Let parametrisations that carry a state, such as a spectral norm, follow the new weight."
+    for part in parametrised.children():
+        flag = part.training
+        part.train()
+        for _ in range(20):
+            part(parametrised.original)
+        part.train(flag)
 
 
 def _same_spread(p: Tensor, kept_row: int | None) -> Tensor:
@@ -1156,7 +1168,7 @@ def _same_spread(p: Tensor, kept_row: int | None) -> Tensor:
         new[kept_row] = p[kept_row]
     return new
 
-# %% ../nbs/02_models.ipynb #45e474cd
+# %% ../nbs/02_models.ipynb #1b073aa8
 def _derived_weights(module: nn.Module) -> dict[str, Tensor]:
     "The weights that a hook computes from `name_orig`, or from `name_g` and `name_v`."
     own = module._parameters
