@@ -833,6 +833,8 @@ def _build(args: argparse.Namespace) -> Network:
     "By the form of the name."
     name = args.model
     if ":" in name:
+        if args.classes is not None:
+            raise CliError(f"--classes goes with a published network; {name} builds its own outputs")
         return _own_network(name, args.weights)
     if name == "efficientnet_lite0" or name.startswith("timm/"):
         return _timm_network(name, args)
@@ -896,7 +898,7 @@ def _random_timm(name: str, args: argparse.Namespace) -> Network:
     "A timm model as it is before training, for a try-out; the random state of torch is left as it was."
     import torch
     from xai_nb.core import need_package
-    from xai_nb.data import Preparation
+    from xai_nb.models import timm_preparation
 
     timm = need_package("timm", "zoo")
     plain = (
@@ -911,7 +913,8 @@ def _random_timm(name: str, args: argparse.Namespace) -> Network:
     options = {} if args.classes is None else {"num_classes": args.classes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Network(timm.create_model(plain, pretrained=False, **options), Preparation(), None)
+        model = timm.create_model(plain, pretrained=False, **options)
+    return Network(model, timm_preparation(timm, model), None)
 
 # %% ../nbs/06_cli.ipynb #fed6ad6e
 def _torchvision_network(name: str, args: argparse.Namespace) -> Network:
@@ -925,11 +928,16 @@ def _torchvision_network(name: str, args: argparse.Namespace) -> Network:
     published = get_model_weights(name).__members__.get(str(weights)) if name in list_models() else None
     if published is None:
         return Network(model, Preparation(), None)
-    wanted = published.transforms()
-    preparation = Preparation(
-        wanted.crop_size[0], wanted.resize_size[0], tuple(wanted.mean), tuple(wanted.std)
-    )
-    return Network(model, preparation, published.meta.get("categories"))
+    return Network(model, _published_preparation(published), published.meta.get("categories"))
+
+
+def _published_preparation(weights: Any) -> Any:
+    "What published weights of torchvision ask for."
+    from xai_nb.data import Preparation
+
+    wanted = weights.transforms()
+    colours = (tuple(wanted.mean), tuple(wanted.std))
+    return Preparation(wanted.crop_size[0], wanted.resize_size[0], *colours, wanted.interpolation.value)
 
 # %% ../nbs/06_cli.ipynb #634e0b54
 def _adjust(preparation: Any, args: argparse.Namespace) -> Any:
@@ -1013,7 +1021,6 @@ def explain_picture(
 ) -> tuple[Explained, Any, Any]:  # The record, the raw map (C H W) and the overlay as a figure
     "Everything for one picture, with nothing written."
     import torch
-    from xai_nb.attribution import spatial_layer
     from xai_nb.viz import overlay
 
     model = network.model
@@ -1021,10 +1028,7 @@ def explain_picture(
     x = network.preparation(picture).to(_device_of(model))
     with torch.no_grad():
         answer = read_answer(model(x), args.target, network.classes)
-    reshape = _token_map(model) if args.reshape else None
-    layer = args.layer or (spatial_layer(model, x) if method.layer and not reshape else None)
-    if reshape and layer is None:
-        layer = _last_block(model)
+    layer, reshape = _place_of_map(method, model, x, args)
     relevance, residual = compute_map(method, model, x, answer.target, layer, reshape)
     raw = relevance.detach().cpu().float()
     target = None if answer.target is None else answer.target.item()
@@ -1036,6 +1040,26 @@ def explain_picture(
         raw.numpy(),
         overlay(picture[0], raw.sum(0), title=_title(args.method, target, network.classes)),
     )
+
+# %% ../nbs/06_cli.ipynb #cc336b43
+def _place_of_map(
+    method: Method, model: Any, x: Any, args: argparse.Namespace
+) -> tuple[str | None, Callable | None]:
+    "The layer a map is made of, and what turns its output into a map; None where there is nothing to choose."
+    from xai_nb.attribution import last_map
+
+    if args.reshape:
+        return args.layer or _last_block(model), _token_map(model)
+    if args.layer or not method.layer:
+        return args.layer, None
+    found = last_map(model, x)
+    if found.tokens:
+        raise CliError(
+            f"{args.model} goes on with tokens after {found.layer!r}, its last layer with positions: a map of "
+            "it would show where patches enter; pass --reshape vit for a vision transformer, name another "
+            f"layer with --layer (--layer {found.layer} for this map), or take a method without layer"
+        )
+    return found.layer, found.reshape
 
 # %% ../nbs/06_cli.ipynb #a7ff4bdc
 def read_upright(

@@ -5,7 +5,7 @@
 # %% ../nbs/00_core.ipynb #7ff944e8
 from __future__ import annotations
 
-import contextlib, ctypes, difflib, gc, importlib, inspect, json, os, platform, random
+import contextlib, copy, ctypes, difflib, gc, importlib, inspect, json, os, platform, random
 import statistics, sys, threading, time, weakref
 import multiprocessing as mp
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,10 +20,10 @@ from tqdm.auto import tqdm
 # %% auto #0
 __all__ = ['lazy_module', 'LayerError', 'NonFiniteError', 'DataNotFound', 'UnsupportedOp', 'check_finite', 'need_package',
            'current_scale', 'best_device', 'versions', 'device_name', 'scale', 'seed_all', 'splitmix64', 'hash_key',
-           'keyed_uniform', 'row_keys', 'model_lock', 'eval_mode', 'full_precision', 'unwrap_output', 'resolve_target',
-           'check_target', 'tensors_in', 'call_model', 'uncompiled', 'find_layer', 'capture', 'watch_calls', 'progress',
-           'in_chunks', 'cut_rows', 'map_tensors', 'join_rows', 'Timing', 'timed_ratio', 'peak_memory',
-           'results_folder', 'save_result', 'load_results', 'check_positive']
+           'keyed_uniform', 'row_keys', 'model_lock', 'eval_mode', 'copy_model', 'full_precision', 'unwrap_output',
+           'resolve_target', 'check_target', 'tensors_in', 'call_model', 'uncompiled', 'find_layer', 'capture',
+           'watch_calls', 'progress', 'in_chunks', 'cut_rows', 'map_tensors', 'join_rows', 'Timing', 'timed_ratio',
+           'peak_memory', 'results_folder', 'save_result', 'load_results', 'check_positive', 'fill_like']
 
 # %% ../nbs/00_core.ipynb #b924d6f2
 class _LazyModule:
@@ -271,6 +271,16 @@ def eval_mode(
             for m, flag in flags:
                 m.training = flag
 
+# %% ../nbs/00_core.ipynb #b76fe677
+def copy_model(
+    model: torch.nn.Module,  # Any module
+) -> torch.nn.Module:  # Shares nothing with it
+    "A deep copy, also of a model that keeps tensors with a graph."
+    from torch.utils._pytree import tree_leaves
+
+    kept = [t for m in model.modules() for t in tree_leaves(vars(m)) if isinstance(t, torch.Tensor)]
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept if not t.is_leaf})
+
 # %% ../nbs/00_core.ipynb #af0e8eac
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:  # A context
@@ -285,14 +295,16 @@ def full_precision() -> Iterator[None]:  # A context
 def unwrap_output(
     output: Any,  # What a model returned
 ) -> torch.Tensor:  # The tensor in it; raises TypeError if there is none
-    "The tensor of a model output that may be a tensor, a tuple or list, or an object with `.logits`."
+    "The tensor of a model output: a tensor, a tuple or list, an object or a dictionary with `logits`."
     if isinstance(output, torch.Tensor):
         return output
     if isinstance(getattr(output, "logits", None), torch.Tensor):
         return output.logits
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), torch.Tensor):
+        return output["logits"]
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], torch.Tensor):
         return output[0]
-    expected = "a tensor, a tuple that starts with one, or an object with .logits"
+    expected = "a tensor, a tuple that starts with one, or an object or a dictionary with logits"
     what = type(output).__name__
     if isinstance(output, Mapping):
         what += f" with the keys {', '.join(map(str, output))}"
@@ -846,3 +858,19 @@ def check_positive(
     if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
         raise ValueError(f"{name} is {value!r}; expected a positive finite number")
     return float(value)
+
+# %% ../nbs/00_core.ipynb #801d0396
+def fill_like(
+    x: torch.Tensor,  # (B ...)
+    fill: Any,  # A number, one example, or a batch like `x`; None: 0
+) -> torch.Tensor:  # A view of the shape of `x`; ValueError if it does not fit, NonFiniteError for NaN
+    "What replaces an input, as a full batch."
+    value = torch.as_tensor(0.0 if fill is None else fill, dtype=x.dtype, device=x.device)
+    shapes = f"baseline has shape {tuple(value.shape)}, which does not broadcast to x {tuple(x.shape)}"
+    if value.numel() > 1 and value.ndim < x.ndim - 1:  # it would go along the last axis, whatever was meant
+        ones = ", 1" * (x.ndim - 1)
+        raise ValueError(f"{shapes}; for a number an example pass it as .reshape(-1{ones})")
+    try:
+        return check_finite("baseline", value.expand_as(x))
+    except RuntimeError as e:
+        raise ValueError(shapes) from e

@@ -239,13 +239,14 @@ def _eight_bits(picture: Any) -> Any:
 # %% ../nbs/01_data.ipynb #5413defc
 @dataclass(frozen=True)
 class Preparation:
-    "How a picture becomes the input of a model: short side resized, centre cut out, channels normalised."
+    "How a picture becomes the input of a model: resized, cut out of the middle, channels normalised."
 
-    size: int = 224  # Side of the square input, pixels
-    resize: int = 224  # Length of the shorter side before the square is cut from the middle, pixels
+    size: int | tuple[int, int] = 224  # Side of the square input, or its height and width, pixels
+    resize: int | tuple[int, int] = 224  # The same before the middle is cut out; what is resized to it: `fit`
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # Subtracted from the channels, which are in [0, 1]
     std: tuple[float, ...] = (0.229, 0.224, 0.225)  # Divides the channels then
-    interpolation: str = "bilinear"  # "bilinear" or "bicubic", both with antialiasing
+    interpolation: str = "bilinear"  # "bilinear", "bicubic", "lanczos" or "nearest", with antialiasing
+    fit: str = "crop"  # Proportions: "crop" covers `resize`, "border" fits in and adds a border, "squash" ignores them
 
     def __call__(
         self,
@@ -285,12 +286,47 @@ class Preparation:
         return to_tensor(self._square(read_picture(picture)))
 
     def _square(self, picture: Any) -> Any:
-        "Resize the short side and cut out the centre."
+        "Resize, and cut out the centre."
         from torchvision.transforms import InterpolationMode
-        from torchvision.transforms.functional import center_crop, resize
+        from torchvision.transforms.functional import center_crop, get_dimensions, resize
 
-        mode = InterpolationMode(self.interpolation)
-        return center_crop(resize(picture, self.resize, mode, antialias=True), [self.size, self.size])
+        no_lanczos = isinstance(picture, Tensor) and self.interpolation == "lanczos"
+        mode = InterpolationMode("bicubic" if no_lanczos else self.interpolation)
+        size = _resized(*get_dimensions(picture)[1:], _pair(self.resize), self.fit)
+        picture = resize(picture, size, mode, antialias=True)
+        if self.fit == "border":
+            picture = _with_border(picture, _pair(self.size), self.mean)
+        return center_crop(picture, list(_pair(self.size)))
+
+# %% ../nbs/01_data.ipynb #4494269a
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    "Height and width."
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _resized(height: int, width: int, wanted: tuple[int, int], fit: str) -> list[int]:
+    "What a picture is resized to, [height, width]; [side] for its shorter side."
+    if fit not in ("crop", "border", "squash"):
+        raise ValueError(f"fit is {fit!r}, expected 'crop', 'border' or 'squash'")
+    if fit == "squash":
+        return list(wanted)
+    if fit == "crop" and wanted[0] == wanted[1]:
+        return [wanted[0]]
+    ratio = (max if fit == "border" else min)(height / wanted[0], width / wanted[1])
+    return [round(height / ratio), round(width / ratio)]
+
+
+def _with_border(picture: Any, size: tuple[int, int], mean: Sequence[float]) -> Any:
+    "A picture on a ground of at least `size`, of the mean colour; zero for a mask."
+    from torchvision.transforms.functional import get_dimensions, pad
+
+    channels, height, width = get_dimensions(picture)
+    up, left = (max(0, want - have) for want, have in zip(size, (height, width)))
+    around = [left // 2, up // 2, (left + 1) // 2, (up + 1) // 2]
+    if not isinstance(picture, Tensor):
+        return pad(picture, around, fill=tuple(round(255 * m) for m in mean))
+    ground = torch.tensor(mean if channels == len(mean) else [0.0] * channels).to(picture)[:, None, None]
+    return pad(picture - ground, around) + ground
 
 # %% ../nbs/01_data.ipynb #82edf7ef
 def _unit_range(x: Tensor) -> Tensor:

@@ -629,9 +629,7 @@ class _Engine(TorchFunctionMode):
             self.used.add(name)
         func, args, kwargs, changes = _out_of_place(func, name, args, kwargs)
         out = _call(self, handler, func, name, args, kwargs)
-        if changes:
-            _succeed(self, args[0], out, name)
-        return out
+        return _succeed(self, args[0], out, name) if changes else out
 
 # %% ../nbs/08_lrp.ipynb #cccf955c
 def _call(engine: _Engine, handler: Callable, func: Callable, name: str, args: tuple, kwargs: dict) -> Any:
@@ -699,17 +697,53 @@ def _still_fixed(engine: _Engine, func: Callable, name: str, out: Any, args: tup
     raise _unsupported(engine, name, "a statistic that is held fixed may only scale a signal")
 
 # %% ../nbs/08_lrp.ipynb #952c8833
-def _succeed(engine: _Engine, old: Tensor, new: Tensor, op: str) -> None:
-    "Make the tensor that was to be changed point to the new one, and age all its views."
+def _succeed(engine: _Engine, old: Tensor, new: Tensor, op: str) -> Tensor:
+    "Make the tensor that was to be changed point to the new one, which is returned, and age all its views."
     if new is old:
-        return
+        return old
     if _tag(old) is None:
         hint = "it writes relevance-carrying values into a constant; use the out-of-place operation"
         raise _unsupported(engine, op, hint)
+    if _tag(old._base) is not None:
+        new = _write_through(engine, old, new, op)
     _tag(old).successor = new
     if _tag(new).chain is not None and _tag(new).chain.root is old:
         _tag(new).chain = None  # no circle, so that both are freed at once
     torch.autograd.graph.increment_version(old)
+    return new
+
+# %% ../nbs/08_lrp.ipynb #8cd4418f
+def _write_through(engine: _Engine, view: Tensor, part: Tensor, op: str) -> Tensor:
+    "A changed part of a tensor: the whole gets a successor, and the view is cut out of it."
+    base = view._base
+    if engine.batch > 1 and not (_tag(part) or _tag(view)).samples.same_as(_tag(view).samples):
+        raise _Lost
+    with torch.enable_grad():
+        whole = base.clone()
+        if whole.stride() != base.stride() or part.shape != view.shape:
+            raise _unsupported(engine, op, "it changes a view of overlapping numbers; use the out-of-place operation")
+        _cut_like(whole, view).copy_(part)
+    _tag(base).successor = _mark(whole, _tag(base).samples)
+    return _mark(_cut_like(whole, view), _tag(view).samples)
+
+
+def _cut_like(whole: Tensor, view: Tensor) -> Tensor:
+    "The part of a tensor that a view is of one with the same strides."
+    with torch.enable_grad():
+        return whole.as_strided(view.shape, view.stride(), view.storage_offset() - view._base.storage_offset())
+
+
+def _current(t: Tensor) -> Tensor:
+    "What in-place operations on a tensor, on its views or on what it is a view of have made of it."
+    while (tag := _tag(t)) is not None:
+        if tag.successor is None and t._version != tag.version and _tag(t._base) is not None:
+            whole = _current(t._base)
+            if whole is not t._base and whole._base is None and whole.stride() == t._base.stride():
+                tag.successor = _mark(_cut_like(whole, t), tag.samples)
+        if tag.successor is None:
+            break
+        t = tag.successor
+    return t
 
 # %% ../nbs/08_lrp.ipynb #4f7ae004
 def _tensors(tree: Any) -> list[Tensor]:
@@ -729,8 +763,7 @@ def _any_tracked(*tree: Any) -> bool:
 def _newest(tree: Any, found: list[Tensor]) -> Any:
     "Follow in-place changes in nested arguments; the tensors of the result are added to `found`."
     if isinstance(tree, Tensor):
-        while (tag := _tag(tree)) is not None and tag.successor is not None:
-            tree = tag.successor
+        tree = _current(tree)
         found.append(tree)
         return tree
     if isinstance(tree, (tuple, list)):
@@ -768,6 +801,8 @@ def _op_name(func: Callable) -> str:
     name = getattr(func, "__name__", type(func).__name__)
     if name == "__get__":
         return func.__self__.__name__
+    if name in ("__float__", "__int__", "__index__", "__complex__"):  # a number, not a change of type
+        return "item"
     return name.strip("_") if name.startswith("__") else name
 
 # %% ../nbs/08_lrp.ipynb #d081c485
@@ -783,8 +818,9 @@ def _out_of_place(func: Callable, name: str, args: tuple, kwargs: dict) -> tuple
         return func, args or (kwargs["input"],), {**rest, "inplace": False}, True
     if not name.endswith("_"):
         return func, args, kwargs, name in _IN_PLACE
-    other = getattr(torch.Tensor, name[:-1], None)
-    return other if callable(other) else func, args, kwargs, True
+    homes = (torch.Tensor, F, torch)
+    found = [f for home in homes if callable(f := getattr(home, name[:-1], None))]
+    return found[0] if found else func, args, kwargs, True
 
 # %% ../nbs/08_lrp.ipynb #acf77ae1
 def _emit(value: Tensor, back: Callable, inputs: Sequence[Tensor], samples: _Samples) -> Tensor:
@@ -1136,7 +1172,7 @@ _ZERO_AT_ZERO = set(
 _CONSTANT_AT_ZERO = set(
     """
     sigmoid hardsigmoid softplus exp log_sigmoid hardtanh clamp clamp_min clamp_max clip
-    _threshold pow rpow cos
+    threshold _threshold pow rpow cos
     """.split()
 )
 _NONNEGATIVE = set("relu relu6 sigmoid hardsigmoid softplus exp abs sqrt square".split())
@@ -1230,7 +1266,7 @@ def _skip_rule(engine: _Engine, value: Tensor, mass: Callable, shares: list) -> 
 def _term(t: Any, factor: float, like: Tensor) -> Tensor:
     "One contribution to a sum, wide."
     if not isinstance(t, Tensor):
-        return torch.tensor(float(t) * factor, device=like.device, dtype=wide(like[:0]).dtype)
+        return torch.tensor(float(t) * factor, device=like.device, dtype=wide(like.new_empty(0)).dtype)
     return wide(t) if factor == 1 else wide(t) * factor
 
 # %% ../nbs/08_lrp.ipynb #9bb9a4b9
@@ -1523,6 +1559,41 @@ def _setitem(engine: _Engine, func: Callable, input: Tensor, index: Any, value: 
         out = input.clone()
         out[index] = value if _tag(value) is not None else _detached(value)
     return _mark(out, samples)
+
+# %% ../nbs/08_lrp.ipynb #77682d0a
+def _copy(engine: _Engine, func: Callable, input: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
+    "Everything is overwritten: relevance goes to what is written."
+    everywhere = torch.ones_like(input, dtype=torch.bool)
+    return _where(engine, func, everywhere, src.to(input.dtype) if _tag(src) is None else src, input)
+
+
+def _nan_to_num(engine: _Engine, func: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    "Finite values stay and keep their relevance; the others are constants."
+    fixed = torch.nan_to_num(input.detach(), *args, **kwargs)
+    return _where(engine, func, torch.isfinite(input.detach()), input, fixed)
+
+
+def _diff(engine, func, input, n=1, dim=-1, prepend=None, append=None) -> Tensor:
+    "Each value minus the one before it."
+    with engine:
+        ends = [t for t in (prepend, input, append) if t is not None]
+        out = torch.cat(ends, dim) if len(ends) > 1 else input
+        for _ in range(n):
+            k = out.shape[dim] - 1
+            out = out.narrow(dim, 1, k) - out.narrow(dim, 0, k)
+    return out
+
+
+def _mv(engine: _Engine, func: Callable, input: Tensor, vec: Tensor) -> Tensor:
+    "A matrix times a vector."
+    with engine:
+        return (input @ vec[:, None])[:, 0]
+
+
+def _inner(engine: _Engine, func: Callable, input: Tensor, other: Tensor) -> Tensor:
+    "Sums of products along the last axes."
+    with engine:
+        return torch.tensordot(input, other, dims=([-1], [-1]))
 
 # %% ../nbs/08_lrp.ipynb #70cccf39
 def _scattered(
@@ -2107,6 +2178,11 @@ OPERATIONS |= {
     "where": _where,
     "type": _typed,
     "setitem": _setitem,
+    "copy": _copy,
+    "nan_to_num": _nan_to_num,
+    "diff": _diff,
+    "mv": _mv,
+    "inner": _inner,
     **_each("index_add scatter_add", _scattered),
     **_each("sort topk", _moved(_sorted)),
     **_each("roll flip", _moved(_rolled)),
@@ -2161,7 +2237,7 @@ def _quotient(a: Tensor, b: Tensor) -> Tensor:
 # %% ../nbs/08_lrp.ipynb #67b57a7f
 def lrp(
     model: nn.Module,  # Any module whose operations are in the table; it is not changed
-    x: Tensor,  # Input batch, (B ...), float; indices, with `at=` the layer that embeds them
+    x: Any,  # Input batch, (B ...), float; a tuple of inputs, the first is explained; indices, with `at=`
     target: Target = None,  # Class, one per example, a callable (B K) -> (B,), or None: the predicted class
     *,
     rule: Any = "epsilon",  # Name, `Rule`, function, or these by kind, index, name or pattern of layers
@@ -2177,6 +2253,7 @@ def lrp(
     cache: WeightCache | None = None,  # Keeps absolute weights between calls
 ) -> Relevance:  # Signed relevance. Raises UnsupportedOp, NonFiniteError, ValueError
     "Layer-wise relevance propagation with any rule or composite of rules."
+    x, extra = _first_input(x, extra)
     rules = _rules(rule)
     skip = skip or ("relative" if _formula(rules["other"]).conserving else "z")
     _check_call(model, x, batch_size, at)
@@ -2258,6 +2335,20 @@ def _default_rule(rules: Mapping[str, Any]) -> Rule:
 _HIDING = ("OptimizedModule", "RecursiveScriptModule", "TopLevelTracedModule", "TracedModule")
 
 
+def _first_input(x: Any, extra: Any) -> tuple[Any, Any]:
+    "The explained input of a tuple, and the others; TypeError that says what to do with a dictionary."
+    if isinstance(x, (tuple, list)) and x:
+        if isinstance(extra, Mapping):
+            raise TypeError("give more inputs in x, or by name in extra, not both")
+        return x[0], (*x[1:], *(extra if isinstance(extra, (tuple, list)) else (extra,)))
+    if isinstance(x, Mapping):
+        raise TypeError(
+            f"x is a dictionary of {', '.join(map(str, x))}: pass the tensor to explain as x, and a module whose "
+            "forward(x) puts it into the dictionary and calls the model"
+        )
+    return x, extra
+
+
 def _check_call(model: nn.Module, x: Tensor, batch_size: int | None, at: Any) -> None:
     "Say at once what cannot work."
     if not isinstance(model, nn.Module):
@@ -2273,6 +2364,9 @@ def _check_call(model: nn.Module, x: Tensor, batch_size: int | None, at: Any) ->
         raise ValueError(f"batch_size is {batch_size}, expected None or an integer of at least 1")
     if hidden := [name for name, m in model.named_modules() if type(m).__name__ in _HIDING]:
         raise UnsupportedOp("a compiled or scripted module", hidden[0], "pass the module it was made from")
+    if hooked := [name for name, m in model.named_modules() if m._backward_hooks or m._backward_pre_hooks]:
+        hint = "it would get relevance, which is no gradient; remove the hook for this call"
+        raise UnsupportedOp("a backward hook", hooked[0], hint)
     if torch._C._functorch.maybe_get_level(x) >= 0:
         raise UnsupportedOp("vmap", "", "pass the whole batch, it is explained example by example anyway")
     if x.is_floating_point():

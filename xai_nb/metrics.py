@@ -21,6 +21,7 @@ from xai_nb.core import (
     check_target,
     cut_rows,
     eval_mode,
+    fill_like,
     in_chunks,
     lazy_module,
 )
@@ -184,7 +185,7 @@ def _order(maps: torch.Tensor) -> torch.Tensor:
 def _replacement(x: torch.Tensor, baseline: float | torch.Tensor | str) -> torch.Tensor:
     "What stands in for a masked pixel."
     if not isinstance(baseline, str):
-        return torch.as_tensor(baseline, dtype=x.dtype, device=x.device).expand_as(x)
+        return fill_like(x, baseline)
     if baseline == "mean":
         return x.mean((2, 3), keepdim=True).expand_as(x)
     if baseline != "blur":
@@ -303,6 +304,8 @@ def _masking_input(
         raise TypeError(f"x is {x.dtype}; pass a floating-point tensor, for example x.float()")
     if x.ndim != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B C H W)")
+    if not len(x):
+        raise ValueError("x holds no examples")
     if maps.ndim == 4 and maps.shape[1] != 1:
         raise ValueError(f"maps have {maps.shape[1]} channels; reduce them first, for example maps.sum(1)")
     scores = maps[:, 0] if maps.ndim == 4 else maps
@@ -400,6 +403,7 @@ def average_ranks(
     x: torch.Tensor,  # (B P)
 ) -> torch.Tensor:  # (B P) float64, ranks 1 ... P, equal values share the mean of their ranks
     "Ranks with ties averaged, a row at a time."
+    x = x.byte() if x.dtype == torch.bool else x
     ordered = x.sort(1).values
     below, upto = (torch.searchsorted(ordered, x.contiguous(), side=side) for side in ("left", "right"))
     return (below + upto + 1).double() / 2
@@ -464,6 +468,8 @@ class Interval(NamedTuple):
         "Value and interval, three digits."
         if np.ndim(self.value):
             return ", ".join(str(Interval(*map(float, each))) for each in zip(*self))
+        if math.isnan(self.low) and not math.isnan(self.value):
+            return f"{self.value:.3g} [no interval from one example]"
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 # %% ../nbs/04_metrics.ipynb #c5ab8ba2
@@ -474,8 +480,9 @@ def bootstrap_interval(
     statistic: Callable | None = None,  # Of the column means, (F R) array -> (R,); None: the means themselves
     level: float = 0.95,  # Coverage, in 0 ... 1
     resamples: int = 2000,  # R, number of bootstrap samples
-) -> Interval:  # Floats for (B,) or with a statistic; else float64 (F,), tensors if `values` is one
-    "The mean over the first axis, or a function of such means, with a percentile bootstrap interval."
+    bounds: tuple[float, float] = (-math.inf, math.inf),  # What the number cannot leave; the ends are cut there
+) -> Interval:  # Floats for (B,) or with a statistic; else float64 (F,), tensors if `values` is one; ends NaN for one row
+    "The mean over the first axis, or a function of such means; percentile bootstrap, stretched for few rows."
     columns, known = _columns(values, level)
     n = len(columns)
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
@@ -484,15 +491,27 @@ def bootstrap_interval(
     value = np.nanmean(columns, 0)
     if statistic is not None:
         value, means = (np.atleast_1d(statistic(m.T)) for m in (value[None], means))
-    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    ends = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    n_known = known.sum(0) if statistic is None else known.sum(0).min()
+    low, high = np.clip(value + _stretch(n_known, level) * (ends - value), *bounds)
     if statistic is not None or np.ndim(values) == 1:
         return Interval(*(float(np.ravel(v)[0]) for v in (value, low, high)))
     return Interval(*(torch.from_numpy(v) if hasattr(values, "detach") else v for v in (value, low, high)))
 
+# %% ../nbs/04_metrics.ipynb #3f65e367
+def _stretch(n: Any, level: float) -> Any:
+    "How much too narrow a percentile bootstrap of n values is, array or number; NaN for one value."
+    from scipy.special import stdtrit
+
+    n = np.asarray(n, float)
+    few = np.maximum(n - 1, 1)
+    factor = np.sqrt(n / few) * stdtrit(few, (1 + level) / 2) / NormalDist().inv_cdf((1 + level) / 2)
+    return np.where(n > 1, factor, np.nan)
+
 # %% ../nbs/04_metrics.ipynb #d91cef7c
 def _columns(values: Any, level: float) -> tuple[np.ndarray, np.ndarray]:
     "The values as (B F) float64, and which of them are known; raises ValueError."
-    if not 0 < level <= 1:
+    if not 0 < level < 1:
         raise ValueError(f"level is {level}, expected a share in 0 ... 1, for example 0.95")
     if hasattr(values, "detach"):
         values = values.detach().double().cpu().numpy()
@@ -503,6 +522,8 @@ def _columns(values: Any, level: float) -> tuple[np.ndarray, np.ndarray]:
     known = ~np.isnan(columns)
     if not known.any(0).all():
         raise ValueError("a column holds only NaN, so there is no mean")
+    if np.isinf(columns).any():
+        raise ValueError("the values hold infinity, so there is no mean; leave such rows out as NaN")
     return columns, known
 
 # %% ../nbs/04_metrics.ipynb #ccc2d2cd
@@ -742,7 +763,10 @@ def disagreement(
 # %% ../nbs/04_metrics.ipynb #bbb977cd
 def _first_choices(outputs: Any) -> np.ndarray:
     "Labels (B,): the largest of (B K), or what is a label already."
-    v = np.asarray(outputs.detach().cpu() if hasattr(outputs, "detach") else outputs)
+    if hasattr(outputs, "detach"):
+        outputs = outputs.detach().cpu()
+        outputs = outputs.double() if outputs.is_floating_point() else outputs  # NumPy has no bfloat16
+    v = np.asarray(outputs)
     if v.ndim == 2 and v.shape[1] > 1:
         return v.argmax(1)
     v = v[:, 0] if v.ndim == 2 else v

@@ -6,13 +6,13 @@
 __all__ = ['FUNCTIONAL', 'HIDDEN', 'MATCHES', 'SMOOTHABLE', 'affine_net', 'relu_unit', 'gap_linear_net', 'small_cnn', 'small_vgg',
            'Bottleneck', 'small_resnet', 'MixerBlock', 'SmallMixer', 'small_mixer', 'History', 'align_target',
            'predict', 'accuracy', 'r2_mae', 'TrainingState', 'fit', 'flip', 'fill_batchnorm', 'load_weights',
-           'read_weights', 'torchvision_model', 'Pretrained', 'pretrained', 'PitchNet', 'pitch_net', 'expected_cents',
-           'randomise', 'weighted_layers', 'cascade', 'ActivationSite', 'Swapped', 'Activation', 'swap_activations',
-           'GaussianReLU', 'ShiftedSoftplus', 'BackwardSoftplus', 'sigma_from_beta', 'SmoothActivation',
-           'BackwardActivation', 'smooth']
+           'read_weights', 'torchvision_model', 'Pretrained', 'pretrained', 'timm_preparation', 'PitchNet', 'pitch_net',
+           'expected_cents', 'randomise', 'weighted_layers', 'cascade', 'ActivationSite', 'Swapped', 'Activation',
+           'swap_activations', 'GaussianReLU', 'ShiftedSoftplus', 'BackwardSoftplus', 'sigma_from_beta',
+           'SmoothActivation', 'BackwardActivation', 'smooth']
 
 # %% ../nbs/02_models.ipynb #1816a5ae
-import copy, difflib, importlib.util, inspect, math, os, re, sys, threading, time
+import copy, difflib, importlib.util, inspect, math, os, re, sys, threading, time, zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .core import DataNotFound, NonFiniteError, UnsupportedOp, best_device, call_model, check_finite
-from .core import eval_mode, find_layer, hash_key, in_chunks, need_package, progress, tensors_in
+from .core import copy_model, eval_mode, find_layer, hash_key, in_chunks, need_package, progress, tensors_in
 from .core import uncompiled, unwrap_output
 from .data import Images, Preparation
 
@@ -302,28 +302,51 @@ def predict(
 # %% ../nbs/02_models.ipynb #746fdd18
 def accuracy(
     model: nn.Module,  # A classifier
-    images: Any,  # `Images`, or anything with inputs `.x` and labels `.y` (N,)
-) -> float:  # Share of right predictions, 0 to 1
+    images: Any,  # `Images`, a pair (x, y), or anything with inputs `.x` and labels `.y` (N,)
+) -> float:  # Share of right predictions, 0 to 1; ValueError for a model with one output
     "How often the predicted class is the label."
-    chosen = check_finite("the output", predict(model, images.x)).argmax(1).cpu()
+    images = _examples(images)
+    output = check_finite("the output", predict(model, images.x))
+    if output.ndim < 2 or output.shape[1] < 2:
+        raise ValueError(
+            f"the model gives {tuple(output.shape)}: one number per example is no choice; threshold it "
+            "yourself, for example ((predict(model, x)[:, 0] > 0) == y).float().mean() for a logit"
+        )
+    chosen = output.argmax(1).cpu()
     return float((chosen == align_target(chosen, images.y.cpu())).float().mean())
 
 
 def r2_mae(
     model: nn.Module,  # A regression with one output, or several
-    images: Any,  # `Images`, or anything with inputs `.x` and targets `.y` in the shape of the output
+    images: Any,  # `Images`, a pair (x, y), or anything with `.x` and targets `.y` in the shape of the output
 ) -> tuple[float, float]:  # R squared (at most 1; mean over outputs) and mean absolute error (units of y)
-    "How well a regression predicts."
+    "How well a regression predicts; ValueError where a target is the same for all examples."
+    images = _examples(images)
     p = check_finite("the output", predict(model, images.x)).cpu().double()
     y = align_target(p, images.y.cpu().double())
     p, y = (v.reshape(len(v), -1) for v in (p, y))
-    explained = 1 - (y - p).square().sum(0) / (y - y.mean(0)).square().sum(0)
+    spread = (y - y.mean(0)).square().sum(0)
+    if not bool((spread > 0).all()):
+        constant = "all targets are equal" if y.shape[1] == 1 else "a column of the targets is constant"
+        raise ValueError(f"{constant}, so R squared has no value; look at (y - p).abs().mean() alone")
+    explained = 1 - (y - p).square().sum(0) / spread
     return float(explained.mean()), float((y - p).abs().mean())
 
 # %% ../nbs/02_models.ipynb #1e5bfd79
 def _default_loss(y: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     "Mean squared error for real targets, cross-entropy for classes."
-    return F.mse_loss if y.is_floating_point() else F.cross_entropy
+    return F.mse_loss if y.is_floating_point() else _class_loss
+
+
+def _class_loss(output: Tensor, y: Tensor) -> Tensor:
+    "Cross-entropy for labels of any integer kind, (N,) or (N 1); ValueError for a model of one output."
+    if output.ndim < 2 or output.shape[1] < 2:
+        raise ValueError(
+            f"labels need an output per class, the model gives {tuple(output.shape)}: give it two outputs, or "
+            "pass y.float() with loss=F.binary_cross_entropy_with_logits"
+        )
+    y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
+    return F.cross_entropy(output, y.long())
 
 
 def _default_score(model: nn.Module, images: Any) -> float:
@@ -362,13 +385,27 @@ class _Pairs:
 
 # %% ../nbs/02_models.ipynb #8729b422
 def _examples(data: Any) -> Images | _Pairs:
-    "The training set in one form; raises ValueError for a pair whose lengths differ."
-    if not isinstance(data, tuple):
-        return data
-    if len(data) != 2 or len(data[0]) != len(data[1]):
-        shapes = [tuple(getattr(t, "shape", ())) for t in data]
-        raise ValueError(f"expected (x, y) of one length, got {shapes}")
-    return _Pairs(*data)
+    "The examples in one form; ValueError for a pair whose lengths differ, TypeError for what is none."
+    data = getattr(data, "tensors", data)  # a TensorDataset
+    if not isinstance(data, (tuple, list)):
+        if data is None or (isinstance(getattr(data, "x", None), Tensor) and hasattr(data, "y")):
+            return data
+        raise TypeError(f"the examples are {type(data).__name__}; pass Images, or a pair of tensors (x, y)")
+    shapes = [tuple(getattr(t, "shape", ())) or type(t).__name__ for t in data]
+    if len(data) != 2 or not all(isinstance(t, (Tensor, np.ndarray)) for t in data):
+        raise TypeError(f"expected a pair of tensors (x, y), got {len(data)} of {shapes}")
+    if not len(data[0]) == len(data[1]) > 0:
+        raise ValueError(f"expected (x, y) of one length, at least 1, got {shapes}")
+    return _Pairs(*map(_usable, data))
+
+
+def _usable(values: Any) -> Tensor:
+    "A tensor, or an array as a tensor, that autograd may keep; doubles of NumPy become float32."
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(np.ascontiguousarray(values))
+        return values.float() if values.dtype == torch.float64 else values
+    with torch.inference_mode(False):
+        return values.clone() if values.is_inference() else values
 
 # %% ../nbs/02_models.ipynb #17fcf509
 @dataclass
@@ -423,13 +460,15 @@ def fit(
     model = model.to(device)
     data = _examples(data).to(device)
     validation = _examples(validation) if score is None else validation
-    params = [p for p in model.parameters() if p.requires_grad]
+    params = _trainable(model)
     adam = lambda group: torch.optim.AdamW(group, lr=lr, weight_decay=weight_decay)
     optimizer = (optimizer or adam)(params)
     steps = -(-len(data) // batch_size)
     state = TrainingState(model, optimizer, loss or _default_loss(data.y), penalty, epochs, steps)
     rates = _schedule(schedule, optimizer, epochs * steps)
     run = _Run(state, data, batch_size, rates, clip, augment, tuple(on_step), seed)
+    if checkpoint:
+        run.recipe = _recipe(run, schedule)
     check = _Check(validation, score or _default_score, stop_at, tuple(callbacks))
     return _train(run, check, Path(checkpoint) if checkpoint else None, on_divergence)
 
@@ -444,6 +483,16 @@ def _check_fit_settings(
         raise ValueError("stop_at needs validation pictures")
     if on_divergence not in ("raise", "stop"):
         raise ValueError(f"on_divergence is {on_divergence!r}, expected 'raise' or 'stop'")
+
+# %% ../nbs/02_models.ipynb #f0ad2b9a
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    "The parameters that ask for a gradient; ValueError if there are none, or if they cannot have one."
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
+        raise ValueError("no parameter asks for a gradient; unfreeze some with requires_grad_(True)")
+    if any(p.is_inference() for p in params):
+        raise ValueError("the model was built inside torch.inference_mode(); build it outside, then train")
+    return params
 
 # %% ../nbs/02_models.ipynb #0175d4df
 def _schedule(kind: str | Callable, optimizer: torch.optim.Optimizer, total: int) -> Any:
@@ -495,8 +544,38 @@ class _Run:
     def __post_init__(self) -> None:
         "Generators of the order and of the augmentation."
         self.generator = torch.Generator().manual_seed(self.seed)
+        self.recipe: dict[str, Any] = {}  # what a checkpoint is compared by
         self.losses: list[float] = []
         self.scores: list[float] = []
+
+# %% ../nbs/02_models.ipynb #2b5bd02d
+def _recipe(run: _Run, schedule: str | Callable) -> dict[str, Any]:
+    "What a checkpoint must agree in, as numbers and text: functions by name and code, data by checksum."
+    state = run.state
+    numbers = {k: float(v) for k, v in state.optimizer.defaults.items() if isinstance(v, (int, float))}
+    rates = {k: numbers[k] for k in ("lr", "weight_decay", "momentum") if k in numbers}
+    functions = dict(loss=state.criterion, schedule=schedule, penalty=state.penalty, augment=run.augment)
+    named = {k: _described(v) for k, v in functions.items()}
+    kept = dict(optimizer=type(state.optimizer).__name__, clip=run.clip)
+    return rates | named | kept | {"checksum of x": _checksum(run.data.x), "checksum of y": _checksum(run.data.y)}
+
+# %% ../nbs/02_models.ipynb #1c530742
+def _described(function: Any) -> str:
+    "A name that differs where two functions do: with a checksum of the code where there is some."
+    if function is None or isinstance(function, str):
+        return str(function)
+    name = getattr(function, "__qualname__", type(function).__name__)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return name
+    parts = [code.co_code, *(repr(c).encode() for c in code.co_consts if not inspect.iscode(c)), *map(str.encode, code.co_names)]
+    return f"{name} {zlib.crc32(b' '.join(parts)):08x}"
+
+
+def _checksum(values: Tensor) -> str:
+    "Of the bytes and the shape."
+    raw = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{zlib.crc32(raw.tobytes()):08x} {tuple(values.shape)}"
 
 # %% ../nbs/02_models.ipynb #5cedc0af
 def _step(run: _Run, batch: Any) -> float:
@@ -561,7 +640,7 @@ def _train(run: _Run, check: _Check, checkpoint: Path | None, on_divergence: str
     state = run.state
     outcome = "finished"
     flags = [(m, m.training) for m in state.model.modules()]
-    with torch.random.fork_rng(), torch.enable_grad():
+    with torch.inference_mode(False), torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(run.seed)
         try:
             outcome = _resume(run, checkpoint)
@@ -621,9 +700,10 @@ def _save(run: _Run, path: Path | None, outcome: str) -> None:
     part.replace(path)
 
 
-def _settings(run: _Run) -> dict[str, int]:
+def _settings(run: _Run) -> dict[str, Any]:
     "What must be the same when a run goes on."
     names = dict(epochs=run.state.epochs, batch_size=run.batch_size, seed=run.seed, examples=len(run.data))
+    names |= run.recipe
     return names | {"parameters": sum(p.numel() for p in run.state.model.parameters())}
 
 # %% ../nbs/02_models.ipynb #1afc2bf1
@@ -648,7 +728,7 @@ def _resume(run: _Run, path: Path | None) -> str:
     return record["outcome"]
 
 # %% ../nbs/02_models.ipynb #f3db5c0e
-def _read_checkpoint(path: Path, settings: dict[str, int]) -> dict[str, Any]:
+def _read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     "The content of a checkpoint; ValueError for a file of another kind, or of another run."
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
@@ -879,7 +959,7 @@ def pretrained(
     if weights is not None or ours:
         path = _packaged_weights() if weights is None else weights
         _load_by_order(model, path) if ours else load_weights(model, path)
-    preparation = Preparation(mean=(0.5,) * 3, std=(0.5,) * 3) if ours else _timm_preparation(timm, model)
+    preparation = Preparation(mean=(0.5,) * 3, std=(0.5,) * 3) if ours else timm_preparation(timm, model)
     return Pretrained(model.eval(), preparation, _class_names(model), preparation)
 
 # %% ../nbs/02_models.ipynb #06fae3d7
@@ -920,13 +1000,24 @@ def _load_by_order(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict({a: given[b] for a, b in pairs}, strict=False)
 
 # %% ../nbs/02_models.ipynb #01968955
-def _timm_preparation(timm: Any, model: nn.Module) -> Preparation:
+def timm_preparation(
+    timm: Any,  # The package
+    model: nn.Module,  # One of its models
+) -> Preparation:  # Of its configuration
     "The preparation that timm's configuration of the model asks for."
-    config = timm.data.resolve_data_config({}, model=model)
-    size = config["input_size"][-1]
-    resize = int(size / config["crop_pct"])
-    how = config["interpolation"] if config["interpolation"] == "bilinear" else "bicubic"
-    return Preparation(size, resize, tuple(config["mean"]), tuple(config["std"]), how)
+    return _preparation_by(timm.data.resolve_data_config({}, model=model))
+
+
+def _preparation_by(config: dict[str, Any]) -> Preparation:
+    "One of timm's configurations: size, share of it that is kept, interpolation, and how proportions fit."
+    size = tuple(config["input_size"][-2:])
+    resize = tuple(math.floor(side / config["crop_pct"]) for side in size)
+    known = ("nearest", "bilinear", "bicubic", "lanczos")
+    how = config["interpolation"] if config["interpolation"] in known else "bicubic"
+    fit = config["crop_mode"] if config["crop_mode"] in ("squash", "border") else "crop"
+    if size[0] == size[1]:
+        size, resize = size[0], resize[0]
+    return Preparation(size, resize, tuple(config["mean"]), tuple(config["std"]), how, fit)
 
 
 def _class_names(model: nn.Module) -> tuple[str, ...]:
@@ -1010,7 +1101,7 @@ def randomise(
     "Randomise the weights of a network, or of some of its layers."
     if how not in ("reset", "normal"):
         raise ValueError(f"how is {how!r}, expected 'reset' or 'normal'")
-    model = copy.deepcopy(model) if copied else model
+    model = copy_model(model) if copied else model
     roots = [""] if layers is None else [find_layer(model, name)[0] for name in layers]
     with torch.random.fork_rng(), torch.no_grad():
         for name, module in model.named_modules():
@@ -1024,27 +1115,93 @@ def randomise(
 def weighted_layers(
     model: nn.Module,  # Any module
 ) -> list[str]:  # Dotted names, input first
-    "The layers that hold weight matrices: linear, convolution, embedding, attention."
-    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention)
-    found = [(name, m) for name, m in model.named_modules() if isinstance(m, kinds)]
+    "The layers that hold weight matrices: linear, convolution, embedding, attention, recurrent, your own."
+    found = [(name, m) for name, m in model.named_modules() if _holds_matrix(m)]
     inside = tuple(name + "." for name, m in found if isinstance(m, nn.MultiheadAttention))
     return [name for name, _ in found if not (inside and name.startswith(inside))]
+
+def _holds_matrix(module: nn.Module) -> bool:
+    "Is it a layer with a weight of two axes or more, of a known kind or of your own? No normalisation."
+    norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+    if isinstance(module, norms) or isinstance(module, kinds):
+        return isinstance(module, kinds)
+    own = any(p.ndim > 1 for p in module.parameters(recurse=False))
+    return own and not any(True for _ in module.children()) or hasattr(module, "parametrizations")
 
 # %% ../nbs/02_models.ipynb #ca034af2
 def _redraw(module: nn.Module, how: str) -> None:
     "New weights for one module's own parameters; what has no initialisation of its own is permuted."
-    if how == "reset" and callable(reset := getattr(module, "reset_parameters", None)):
+    derived = _derived_weights(module)
+    reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+    if how == "reset" and callable(reset):
         reset()
+    elif how == "reset":
+        for p in module.parameters(recurse=False):
+            p.copy_(p.flatten()[torch.randperm(p.numel()).to(p.device)].reshape(p.shape))
+    else:
+        own = {name: p for name, p in module.named_parameters(recurse=False) if p.ndim > 1}
+        plain = [p for name, p in own.items() if re.sub("_(orig|g|v)$", "", name) not in derived]
+        for p in [*plain, *derived.values()]:
+            p.copy_(_same_spread(p, getattr(module, "padding_idx", None)))
+    for name, value in derived.items():
+        _set_derived(module, name, value)
+    if isinstance(getattr(module, "original", None), Tensor):  # torch's parametrisations of one tensor
+        _settle(module)
+
+
+def _settle(parametrised: nn.Module) -> None:
+    "Let parametrisations that carry a state, such as a spectral norm, follow the new weight."
+    for part in parametrised.children():
+        flag = part.training
+        part.train()
+        for _ in range(20):
+            part(parametrised.original)
+        part.train(flag)
+
+
+def _same_spread(p: Tensor, kept_row: int | None) -> Tensor:
+    "Normal numbers of the spread of the old ones; where these do not differ, of their size."
+    spread = p.std() if p.numel() > 1 else torch.zeros(())
+    new = torch.randn(p.shape).to(p) * (spread if spread > 0 else p.square().mean().sqrt())
+    if kept_row is not None:  # the padding of an embedding means nothing
+        new[kept_row] = p[kept_row]
+    return new
+
+# %% ../nbs/02_models.ipynb #1b073aa8
+def _derived_weights(module: nn.Module) -> dict[str, Tensor]:
+    "The weights that a hook computes from `name_orig`, or from `name_g` and `name_v`."
+    own = module._parameters
+    found = {n: v for n, v in vars(module).items() if isinstance(v, Tensor) and (f"{n}_orig" in own or f"{n}_v" in own)}
+    for name, value in found.items():
+        found[name] = value.detach().clone()
+        setattr(module, name, found[name])  # a plain tensor, which an initialisation may fill
+    return found
+
+
+def _set_derived(module: nn.Module, name: str, value: Tensor) -> None:
+    "Set the parameters of a computed weight, and compute it."
+    own = module._parameters
+    if f"{name}_orig" in own:
+        own[f"{name}_orig"].copy_(value)
+    else:
+        length = own[f"{name}_g"]
+        axes = [i for i in range(value.ndim) if length.ndim == 0 or length.shape[i] == 1]
+        own[f"{name}_v"].copy_(value)
+        length.copy_(torch.linalg.vector_norm(value, dim=axes, keepdim=length.ndim > 0))
+    for hook in module._forward_pre_hooks.values():
+        _compute_weight(hook, module, name)
+
+
+def _compute_weight(hook: Any, module: nn.Module, name: str) -> None:
+    "Run one of torch's hooks; for a spectral norm until the norm is that of the new weight."
+    if name not in (getattr(hook, "name", None), getattr(hook, "_tensor_name", None)):
         return
-    if how == "reset" and isinstance(module, nn.MultiheadAttention):
-        module._reset_parameters()
-        return
-    for p in module.parameters(recurse=False):
-        flat = p.flatten()
-        if how == "reset":
-            p.copy_(flat[torch.randperm(p.numel()).to(p.device)].reshape(p.shape))
-        elif p.ndim > 1:
-            p.copy_(torch.randn(p.shape).to(p) * p.std())
+    if hasattr(hook, "n_power_iterations"):
+        for _ in range(20):
+            setattr(module, name, hook.compute_weight(module, do_power_iteration=True))
+    else:
+        hook(module, None)
 
 # %% ../nbs/02_models.ipynb #976b4999
 def cascade(
@@ -1323,7 +1480,7 @@ def swap_activations(
     if (new is None) == (make is None):
         raise ValueError("give new= or make=, one of the two")
     kinds = _known_kinds(old)
-    model = copy.deepcopy(uncompiled(model)) if copied else uncompiled(model)
+    model = copy_model(uncompiled(model)) if copied else uncompiled(model)
     if type(model) in kinds:
         made = _maker(new, make)(ActivationSite("", "module", model))
         return made, Swapped((ActivationSite("", "module", model),), ("",), {}, ())
@@ -1457,6 +1614,7 @@ def _swap_all(
             new = maker(site)
             if site.form == "module":
                 new = _InPlace(new) if spoiled and getattr(site.old, "inplace", False) else new
+                _take_hooks(site.old, new)
                 undo += [_set_part(model, name, new) for name in slots[id(site.old)]]
             elif site.form == "attribute":
                 undo.append(_set_part(model, site.path, new))
@@ -1488,6 +1646,15 @@ def _set_part(model: nn.Module, path: str, new: nn.Module) -> Callable[[], None]
     return undo
 
 # %% ../nbs/02_models.ipynb #bc5aeb3d
+def _take_hooks(old: nn.Module, new: nn.Module) -> None:
+    "Hooks that watch the old module watch the new one."
+    for table in (name for name in vars(old) if re.search("_(forward|backward)(_pre)?_hooks", name)):
+        hooks = getattr(new, table, None)
+        if hooks is not None:
+            hooks.update(getattr(old, table))
+    new._is_full_backward_hook = old._is_full_backward_hook if old._backward_hooks else new._is_full_backward_hook
+
+
 def _leave_fused_paths(model: nn.Module, sites: list[ActivationSite]) -> list[Callable[[], None]]:
     "Transformer layers have a fused path that knows only ReLU and GELU: switch it off where they are gone."
     steps = []

@@ -447,10 +447,10 @@ def summarise(
 ) -> ExplanationGap:  # The same numbers with intervals
     "Bootstrap every summary over the same images."
     c = {name: column.detach().double().cpu() for name, column in columns.items()}
-    mean = lambda column: _interval([column], None, seed)
-    ratio = lambda name: _interval([c[name], c["energy"]], lambda m: m[0] / m[1], seed) if direct else None
+    mean = lambda column, *bounds: _interval([column], None, seed, bounds or (0, math.inf))
+    ratio = lambda name: _interval([c[name], c["energy"]], _quotient, seed, (0, math.inf)) if direct else None
     direct = scaled and "error" in c
-    change = mean(c["ef"] - c["ef_gradient"])
+    change = mean(c["ef"] - c["ef_gradient"], -math.inf, math.inf)
     ends = sorted((abs(change.low), abs(change.high)))
     delta = Interval(abs(change.value), 0.0 if change.low < 0 < change.high else ends[0], ends[1])
     image = mean((c["ef"] - c["ef_gradient"]).abs())
@@ -462,19 +462,24 @@ def summarise(
         image,
         ratio("error"),
         ratio("shown"),
-        mean(c["cosine"]),
-        mean(c["spearman"]),
+        mean(c["cosine"], -1, 1),
+        mean(c["spearman"], -1, 1),
         mode,
         columns,
     )
 
 # %% ../nbs/09_spectrum.ipynb #c3a3a8d2
-def _interval(columns: Sequence[Tensor], statistic: Callable | None, seed: int) -> Interval:
+def _interval(columns: Sequence[Tensor], statistic: Callable | None, seed: int, bounds: tuple) -> Interval:
     "Interval of the mean of one column, or of a function of several means; NaN where there is nothing."
     table = torch.stack(list(columns), 1)
     if bool(table.isnan().all()):
         return Interval(math.nan, math.nan, math.nan)
-    return bootstrap_interval(table if statistic else table[:, 0], seed, statistic=statistic)
+    return bootstrap_interval(table if statistic else table[:, 0], seed, statistic=statistic, bounds=bounds)
+
+
+def _quotient(means: np.ndarray) -> np.ndarray:
+    "The first mean over the second."
+    return means[0] / means[1]
 
 # %% ../nbs/09_spectrum.ipynb #e18dddff
 Explainer = Callable[..., Tensor]
