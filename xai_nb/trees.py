@@ -169,11 +169,13 @@ class _StableTree(_Tags):
         return kernel.split_law(u, settings.epsilon, scale, settings.flip)
 
     def alternatives(self, node: int = 0, k: int = 5) -> pd.DataFrame:
-        "The most probable splits of a node, the one taken marked."
+        "The `k` most probable splits of a node; the one taken is marked, and follows if it is none of them."
         grown = self._grown_state()
         p = self.split_probabilities(node)
         u = self._node_scores(grown, node)
         best = np.argsort(-p.ravel(), kind="stable")[:k]
+        taken = np.ravel_multi_index((grown.nodes.feature[node], grown.nodes.threshold[node]), p.shape)
+        best = best if taken in best else np.append(best, taken)
         f, t = np.unravel_index(best, p.shape)
         names = np.asarray(getattr(self, "feature_names_in_", np.arange(self.n_features_in_)))[
             grown.table.columns
