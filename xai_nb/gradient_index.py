@@ -230,7 +230,7 @@ def _weights_mark(model: nn.Module) -> list[tuple[int, int]]:
 
 
 def _bit_sums(t: Tensor) -> tuple[int, int]:
-    "CRC-32 of the sums of a tensor's rows and of its columns, bits read as integers: no one edit leaves both."
+    "CRC-32 of the sums of rows and of columns, bits read as integers: no edit of one number keeps both."
     wide = {1: torch.int8, 2: torch.int16, 4: torch.int32}.get(t.element_size(), torch.int64)
     bits = torch.view_as_real(t).contiguous() if t.is_complex() else t.contiguous()
     bits = bits.flatten().view(wide)
@@ -383,7 +383,7 @@ def _check_same_index(old: _Header, new: _Header) -> None:
                 f"this index was built with {said}{wanted}: open it as it was built, or use another folder"
             )
 
-
+# %% ../nbs/51_gradient_index.ipynb #69745e04
 def _fit_sizes(old: list[int], new: list[int]) -> list[int]:
     "Sizes of the parts as they were built, and what is new behind them; ValueError for less data."
     total = sum(old)
@@ -474,7 +474,7 @@ class _Shard:
             raise ValueError("another process replaced this index: open it again, or use another folder")
         _check_same_index(stored, self.header)
         if writing and len(stored.sizes) > len(self.header.sizes):
-            said = f"another process added examples: the index holds {stored.sizes}, this one {self.header.sizes}"
+            said = f"another process added examples: it has {stored.sizes}, here are {self.header.sizes}"
             raise ValueError(f"{said}; open it with a list of parts: GradientIndex(model, [old, new], path)")
         self.header.done = min(stored.done, self.own)
         return self.header.done > known

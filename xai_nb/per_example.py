@@ -108,6 +108,21 @@ def _user_loss(loss: Callable[[Tensor, Tensor], Tensor], output: Tensor, y: Tens
         )
     return values
 
+# %% ../nbs/07_per_example.ipynb #66453020
+class _LabelError(ValueError):
+    "Labels that name no class, in a set that is not named yet."
+
+
+@contextmanager
+def labels_of(
+    what: str,  # Which examples: "training", "test"
+) -> Iterator[None]:  # Errors about labels name these examples
+    "Say whose labels are wrong."
+    try:
+        yield
+    except _LabelError as error:
+        raise ValueError(f"{what} examples have {error}") from error
+
 # %% ../nbs/07_per_example.ipynb #7d6e1729
 def _check_labels(loss: Loss, output: Tensor, y: Tensor) -> None:
     "Raise ValueError for labels that name no class."
@@ -124,20 +139,6 @@ def _check_labels(loss: Loss, output: Tensor, y: Tensor) -> None:
         said = f"labels outside 0 ... {top}: {y[wrong].unique().tolist()[:10]}"
         raise _LabelError(f"{said}; for {kind} labels pass a function (output, y) -> (B,) as the loss")
 
-
-class _LabelError(ValueError):
-    "Labels that name no class, in a set that is not named yet."
-
-
-@contextmanager
-def labels_of(
-    what: str,  # Which examples: "training", "test"
-) -> Iterator[None]:  # Errors about labels name these examples
-    "Say whose labels are wrong."
-    try:
-        yield
-    except _LabelError as error:
-        raise ValueError(f"{what} examples have {error}") from error
 
 
 def _detached(t: Tensor) -> Tensor:
@@ -617,7 +618,7 @@ def _read_norm(function: Callable, names: str, trailing: Callable, **defaults: A
 
     return read
 
-
+# %% ../nbs/07_per_example.ipynb #a445d0db
 def _fitted(settings: dict, dtype: torch.dtype) -> dict:
     "Settings of a normalisation for inputs of another precision: its running statistics follow."
     moved = {name: v.to(dtype, copy=True) for name, v in settings.items() if isinstance(v, Tensor)}
@@ -1322,7 +1323,7 @@ def _misfit(fits: dict[str, _Fit | None]) -> float:
     "Sum of the errors of some parameters, each at most 1."
     return sum(min(1.0, _error_of(fit)) for fit in fits.values())
 
-
+# %% ../nbs/07_per_example.ipynb #317620a4
 def _sharing_calls(uses: dict[str, list[_Use]]) -> list[list[str]]:
     "Parameters that take part in common calls, together."
     groups: list[tuple[set, list]] = []
@@ -1369,12 +1370,12 @@ def _make_coverage(
         probe=n,
     )
 
-
+# %% ../nbs/07_per_example.ipynb #68a4db03
 def _rows_of_use(use: _Use, n: int) -> float:
     "Rows per example; -1 where positions come first, since their number may change from batch to batch."
     return -1.0 if use.call.positions_first else use.call.rows / n
 
-# %% ../nbs/07_per_example.ipynb #68a4db03
+
 def _folded_biases(good: dict[str, _Fit], names: dict, shape: dict) -> dict[str, str]:
     "Weight -> the bias that its factors may count: both are used once, in one call, and as they are."
     name_of = {id(p): name for name, p in names.items()}
@@ -1480,7 +1481,7 @@ def fit_input(
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
-
+# %% ../nbs/07_per_example.ipynb #d7ebbce1
 def _explain_missing(model: nn.Module, bad: list[str], mixes: bool) -> Exception:
     "Say which parameters have no rule and what to do; or that the fault is the loss's."
     if mixes:
@@ -1493,7 +1494,7 @@ def _explain_missing(model: nn.Module, bad: list[str], mixes: bool) -> Exception
         ways = f"{ways}; positions have a rule if every example looks them up: torch.arange(T).expand(B, T)"
     return LayerError(f"{said}; {ways}")
 
-
+# %% ../nbs/07_per_example.ipynb #66f7b1bf
 _MIXING_LOSS = (
     "the loss gives an example another gradient in a batch than alone: it divides by the number of examples, "
     "or mixes them; return one value for each example, with reduction='none' and no mean over the batch"
@@ -2077,7 +2078,6 @@ def gradient_gram(
     "Inner products of all pairs of gradients, streamed: never more than a tile of gradients in memory."
     model = bare_model(model)
     device = torch.device(device) if device else model_device(model)
-    itemsize = max(4, next(model.parameters()).element_size())
     n = count_examples(test)
     m = count_examples(train)
     if not n * m:
@@ -2085,7 +2085,7 @@ def gradient_gram(
     with labels_of("training"):
         cov = coverage(model, *probe_of(train, device, test), loss, parameters, on_missing)
     ghost = plan_ghosts(cov, n, m)
-    plan = plan_tiles(cov, ghost, n, m, memory, batch_size, itemsize)
+    plan = plan_tiles(cov, ghost, n, m, memory, batch_size, max(4, next(model.parameters()).element_size()))
     sums = _Sums(n, m, layer_mean, cov, pairs=memory // 128)
     buffers = _Buffers()
 

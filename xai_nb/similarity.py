@@ -344,7 +344,7 @@ def _last_linear(model: nn.Module, x: Inputs) -> nn.Linear:
         output = check_finite("the model output", run_model(model, x))
     last = calls[-1][0] if calls and torch.equal(calls[-1][1], output) else None
     if last is None or last.bias is None or sum(m is last for m, _ in calls) > 1:
-        need = "the last-layer metrics need a model whose output is that of an nn.Linear with a bias, run once"
+        need = "the last-layer metrics need a model that ends in an nn.Linear with a bias, which runs once"
         raise LayerError(f"{need}; use gradient_cosine, with parameters='NAME.*' for one layer")
     return last
 
