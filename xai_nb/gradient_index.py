@@ -7,8 +7,8 @@ __all__ = ['Sketch', 'sketch_costs', 'scan_topk', 'model_digest', 'GradientIndex
 
 # %% ../nbs/51_gradient_index.ipynb #ab2108ae
 import hashlib, json, math, os, time, zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +23,9 @@ from .core import check_finite, cut_rows, eval_mode, full_precision, hash_key, m
 from .core import tensors_in
 from .per_example import BatchGradients, ChosenExamples, Coverage, Examples, Inputs, JoinedExamples, Loss
 from .per_example import Outer, TilePlan, bare_model, count_rows, coverage, fit_input, gradient_gram
-from .per_example import loss_terms, model_device, plan_tiles, run_batches, run_model, unit_rows
-from .similarity import Neighbours, predicted_classes
+from .per_example import labels_of, loss_terms, model_device, plan_tiles, probe_of, run_batches
+from .per_example import run_model, unit_rows
+from .similarity import Neighbours, check_queries, predicted_labels, predictions_of, predicts_values
 
 # %% ../nbs/51_gradient_index.ipynb #e219260a
 def _equal_buckets(seed: int, name: str, size: int, k: int) -> tuple[Tensor, Tensor]:
@@ -223,15 +224,21 @@ def _bytes_of(t: Tensor) -> bytes:
     return t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if t.numel() else b""
 
 
-def _weights_mark(model: nn.Module) -> tuple:
-    "Cheap evidence that weights are as before: places, versions, and a thousand values of each tensor."
-    marks = []
-    for t in model.state_dict().values():
-        if isinstance(t, Tensor):
-            some = t.detach().flatten()[:: max(1, t.numel() // 1024)][:1024]
-            version = 0 if t.is_inference() else t._version
-            marks.append((t.data_ptr(), version, zlib.crc32(_bytes_of(some))))
-    return tuple(marks)
+def _weights_mark(model: nn.Module) -> list[tuple[int, int]]:
+    "Evidence that weights are as before: exact sums of the bits of every tensor, much cheaper than a digest."
+    return [_bit_sums(t.detach()) for t in model.state_dict().values() if isinstance(t, Tensor)]
+
+
+def _bit_sums(t: Tensor) -> tuple[int, int]:
+    "CRC-32 of the sums of rows and of columns, bits read as integers: no edit of one number keeps both."
+    wide = {1: torch.int8, 2: torch.int16, 4: torch.int32}.get(t.element_size(), torch.int64)
+    bits = torch.view_as_real(t).contiguous() if t.is_complex() else t.contiguous()
+    bits = bits.flatten().view(wide)
+    side = math.isqrt(max(1, bits.numel()))
+    whole = bits.numel() // side * side
+    square = bits[:whole].view(-1, side)
+    ends = [_bytes_of(square.sum(axis, dtype=torch.int64)) for axis in (0, 1)]
+    return zlib.crc32(ends[0] + _bytes_of(bits[whole:])), zlib.crc32(ends[1])
 
 # %% ../nbs/51_gradient_index.ipynb #00251933
 def _data_digests(x: Inputs, y: Tensor) -> tuple[int, int]:
@@ -360,7 +367,7 @@ class _Header:
         os.replace(new, path)
 
 # %% ../nbs/51_gradient_index.ipynb #371a5877
-_FORMAT = 3
+_FORMAT = 4
 
 
 def _check_same_index(old: _Header, new: _Header) -> None:
@@ -376,19 +383,22 @@ def _check_same_index(old: _Header, new: _Header) -> None:
                 f"this index was built with {said}{wanted}: open it as it was built, or use another folder"
             )
 
-
+# %% ../nbs/51_gradient_index.ipynb #69745e04
 def _fit_sizes(old: list[int], new: list[int]) -> list[int]:
     "Sizes of the parts as they were built, and what is new behind them; ValueError for less data."
     total = sum(old)
     if sum(new) < total:
         said = f"this index was built over {old} examples, now {new}"
+        if len(old) > 1:
+            said = f"{said}: some came by add(), perhaps stopped half-way"
+            raise ValueError(f"{said}; open it with a list of parts: GradientIndex(model, [old, new], path)")
         raise ValueError(f"{said}; pass the same data, and new data by add()")
     if new[: len(old)] == old:
         return new
     return [*old, sum(new) - total] if sum(new) > total else old
 
 
-_FILES = {"rows.f16": np.float16, "labels.f64": np.float64, "predictions.i64": np.int64}
+_FILES = {"rows.f16": np.float16, "labels.f64": np.float64, "predictions.f64": np.float64}
 
 # %% ../nbs/51_gradient_index.ipynb #20e2638b
 @dataclass(frozen=True)
@@ -404,9 +414,10 @@ class _Block:
 class _Shard:
     "The files of one share: three arrays, a record for each batch, and a header."
 
-    def __init__(self, folder: Path, header: _Header):
+    def __init__(self, folder: Path, header: _Header, number: int):
         self.folder = folder
         self.header = header
+        self.number = number
         self.lock = _Lock(folder / "lock")
         if any(p.is_file() for p in (folder, *folder.parents)):
             raise NotADirectoryError(
@@ -417,14 +428,34 @@ class _Shard:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             with self.lock:
-                for name in (*_FILES, "blocks.u32"):
-                    (folder / name).write_bytes(b"")
-                self.save(0, header.sizes)
+                self._start()
+
+    def steps(self) -> list["_Step"]:
+        "The batches of this shard."
+        return _cut_batches(self.header.sizes, self.header.batch, self.number, self.header.world)
+
+    @property
+    def own(self) -> int:
+        "Rows that this shard has when all its examples are in it."
+        return sum(step.count for step in self.steps())
 
     @property
     def header_path(self) -> Path:
         "Where the header is."
         return self.folder / "header.json"
+
+    def _start(self) -> None:
+        "Make the files, unless another process was quicker; ValueError if there are rows without a header."
+        if self.header_path.exists():
+            return self._resume()
+        files = [self.folder / name for name in (*_FILES, "blocks.u32")]
+        found = [path.name for path in files if path.exists() and path.stat().st_size]
+        if found:
+            said = f"{self.folder.name} has no header.json, but rows: {', '.join(found)}"
+            raise ValueError(f"{said}; put the header back, or build in another folder (nothing was touched)")
+        for path in files:
+            path.write_bytes(b"")
+        self.save(0, self.header.sizes)
 
     def _resume(self) -> None:
         "Compare the stored header with the wanted one, go on where it stopped."
@@ -435,9 +466,18 @@ class _Shard:
         self._check_lengths()
         self.check(last_only=True)
 
-    def refresh(self) -> None:
-        "See what another process has built meanwhile."
-        self.header.done = _Header.read(self.header_path).done
+    def refresh(self, writing: bool = False) -> bool:
+        "See what another process has built of this index's own examples; whether there is more than before."
+        known = self.header.done
+        stored = _Header.read(self.header_path) if self.header_path.exists() else None
+        if stored is None or stored.sizes[: len(self.header.sizes)] != self.header.sizes[: len(stored.sizes)]:
+            raise ValueError("another process replaced this index: open it again, or use another folder")
+        _check_same_index(stored, self.header)
+        if writing and len(stored.sizes) > len(self.header.sizes):
+            said = f"another process added examples: it has {stored.sizes}, here are {self.header.sizes}"
+            raise ValueError(f"{said}; open it with a list of parts: GradientIndex(model, [old, new], path)")
+        self.header.done = min(stored.done, self.own)
+        return self.header.done > known
 
     def shape(self, name: str) -> tuple[int, ...]:
         "Shape of one of the arrays."
@@ -587,8 +627,11 @@ class GradientIndex:
         self.device = model_device(model)
         if not len(self.data):
             raise ValueError("no training examples to index")
-        first = self.data.take_examples(range(min(2, len(self.data))), self.device)
-        self.cov = coverage(model, *first, loss, parameters, on_missing)
+        first = probe_of(self.data, self.device)
+        self.real_labels = first[1].is_floating_point()
+        self.real_predictions = predicts_values(loss, first[1])
+        with labels_of("training"):
+            self.cov = coverage(model, *first, loss, parameters, on_missing)
         rank, world = _rank_and_world()
         shards = _stored_world(Path(path), world)
         folders = [Path(path) / f"rank-{i:05d}-of-{shards:05d}" for i in range(rank, shards, world)]
@@ -597,8 +640,8 @@ class GradientIndex:
         self.ghost = frozenset(self.cov.shape) if kind == "kronecker" else frozenset()
         self.plan = _plan_batch(self.cov, self.sketch, memory, batch_size)
         header = _make_header(self, first, shards)
-        self.shards = [_Shard(folder, replace(header, sizes=list(header.sizes))) for folder in folders]
-        self.numbers = list(range(rank, shards, world))
+        named = zip(folders, range(rank, shards, world))
+        self.shards = [_Shard(folder, replace(header, sizes=list(header.sizes)), i) for folder, i in named]
         self.mark = _weights_mark(self.model)
         _check_data(self, thorough=_is_small(self.data))
         self._recompute(2, 0)
@@ -641,10 +684,7 @@ class GradientIndex:
 
     def steps(self) -> list[list]:  # Of each shard of this rank, its batches
         "The batches of this rank: a contiguous share of every part for each shard."
-        return [
-            _cut_batches(shard.header.sizes, shard.header.batch, number, shard.header.world)
-            for number, shard in zip(self.numbers, self.shards)
-        ]
+        return [shard.steps() for shard in self.shards]
 
     def todo(self) -> list[tuple]:  # (shard, batch)
         "The batches of this rank that are not on disk yet."
@@ -668,14 +708,9 @@ class GradientIndex:
             bytes_ = f"{cost['bytes'] / 1e6:.2f} MB on disk, {cost['memory'] / 1e6:.0f} MB of memory"
             print(f"to do: {cost['rows']} rows, {bytes_}, about {cost['seconds']:.0f} s")
             print(f"a row costs {cost['passes']:.1f} forward and backward passes ({self.sketch.kind})")
-        with ExitStack() as locks:
-            for shard in self.shards:
-                locks.enter_context(shard.lock)
-                shard.refresh()
-                shard.header.sizes = _fit_sizes(shard.header.sizes, self.data.sizes())
+        with _writing(self):
             _build(self, "index" if verbose else None)
-        if _rank_and_world()[1] > 1:
-            dist.barrier()
+        _wait_for_ranks()
         return self
 
     def add(
@@ -685,17 +720,20 @@ class GradientIndex:
     ) -> "GradientIndex":  # Itself, with the new examples at the end
         "Append examples; they get the next positions."
         before = self.build().data
-        state = [(shard, shard.header.done, shard.header.sizes) for shard in self.shards]
-        self.data = JoinedExamples([*before.parts, data])
-        try:
-            return self.build(verbose)
-        except Exception:  # the index is as it was; a build that is merely stopped goes on later
-            self.data = before
-            for shard, done, sizes in state:
-                with shard.lock:
+        with _writing(self):
+            state = [(shard, shard.header.done, shard.header.sizes) for shard in self.shards]
+            self.data = JoinedExamples([*before.parts, data])
+            try:
+                _fit_shards(self)
+                _build(self, "index" if verbose else None)
+            except Exception:  # the index is as it was; a build that is merely stopped goes on later
+                self.data = before
+                for shard, done, sizes in state:
                     shard.save(done, sizes)
                     shard.trim()
-            raise
+                raise
+        _wait_for_ranks()
+        return self
 
     def verify(
         self,
@@ -733,11 +771,11 @@ class GradientIndex:
         x: Inputs,  # Queries, (B ...): a tensor, or a tuple or dict of them
         k: int = 5,  # Neighbours for each
         *,
-        label: Tensor | None = None,  # (B,), label to explain; None: the predicted class
+        label: Any = None,  # (B ...) tensor or list, label to explain; None: the predicted class
         rerank: int = 50,  # Length of the shortlist that is compared exactly; 0: sketch scores
         same_class: bool = False,  # Search only training examples of the query's label
         least: int = 0,  # Also the least similar ones
-        truth: Tensor | None = None,  # (B,), true labels, shown beside the prediction
+        truth: Any = None,  # (B ...) tensor or list, true labels, shown beside the prediction
         search: Any = None,  # A `FaissSearch` over this index; None: scan all rows
     ) -> Neighbours:  # The same on every rank
         "Search the sketches, compare the shortlist exactly."
@@ -746,19 +784,49 @@ class GradientIndex:
             raise ValueError(f"k={k} neighbours of {count_rows(x)} queries; ask for one or more")
         _check_built(self)
         _check_weights(self)
-        label = self._predicted(x) if label is None else torch.as_tensor(label).to(self.device)
+        label, truth = check_queries(x, self.data, label, truth)
+        label = self._predicted(x) if label is None else label.to(self.device)
         _check_same_queries(x, label)
         ask = _Question(x, label, rerank, same_class, search)
-        worst = _search(self, ask, least, -1.0) if least else None
-        best = _search(self, ask, k, 1.0)
+        with labels_of("query"):
+            worst = _search(self, ask, least, -1.0) if least else None
+            best = _search(self, ask, k, 1.0)
         return replace(best, least=worst, queries=map_tensors(Tensor.cpu, x), dataset=self.data, truth=truth)
 
     def _predicted(self, x: Inputs) -> Tensor:
         "Predicted classes of the queries."
-        if self.loss not in ("ce", "bce"):
-            raise ValueError("the model predicts no class here; pass label=")
         outputs = run_batches(self.model, (x, torch.zeros(count_rows(x))), self.plan.batch)
-        return torch.cat([predicted_classes(output) for *_, output in outputs])
+        return torch.cat([predicted_labels(output, self.loss) for *_, output in outputs])
+
+# %% ../nbs/51_gradient_index.ipynb #9cbda576
+@contextmanager
+def _writing(index: GradientIndex) -> Iterator[None]:
+    "Hold the locks of all shards of this rank, and know what is in them."
+    with ExitStack() as locks:
+        for shard in index.shards:
+            locks.enter_context(shard.lock)
+        _look_again(index, writing=True)
+        _fit_shards(index)
+        yield
+
+
+def _fit_shards(index: GradientIndex) -> None:
+    "Tell the shards how many examples there are."
+    for shard in index.shards:
+        shard.header.sizes = _fit_sizes(shard.header.sizes, index.data.sizes())
+
+
+def _look_again(index: GradientIndex, writing: bool = False) -> None:
+    "What others built meanwhile must be of the same examples."
+    grown = [shard.refresh(writing) for shard in index.shards]
+    if any(grown):
+        _check_data(index, thorough=_is_small(index.data))
+
+
+def _wait_for_ranks() -> None:
+    "All processes of a group have written their rows."
+    if _rank_and_world()[1] > 1:
+        dist.barrier()
 
 # %% ../nbs/51_gradient_index.ipynb #a19bd905
 def _width(index: GradientIndex) -> int:
@@ -779,7 +847,7 @@ def _make_header(index: GradientIndex, first: tuple[Tensor, Tensor], world: int)
         loss=index.loss if isinstance(index.loss, str) else "function",
         width=rows.shape[1],
         label_shape=list(first[1].shape[1:]),
-        prediction_shape=list(predicted_classes(output, first[1]).shape[1:]),
+        prediction_shape=list(predictions_of(output, first[1], index.loss).shape[1:]),
         world=world,
         batch=index.plan.batch,
         torch=torch.__version__,
@@ -852,8 +920,9 @@ def _build(index: GradientIndex, label: str | None) -> None:
     todo = index.todo()
     for shard, step in progress(todo, label):
         x, y = index.data.take_examples(range(step.start, step.start + step.count), index.device)
-        rows, output = index.sketched(x, y, check=step is todo[0][1])
-        shard.append(step, rows.half(), y, predicted_classes(output, y), _data_digests(x, y))
+        with labels_of("training"):
+            rows, output = index.sketched(x, y, check=step is todo[0][1])
+        shard.append(step, rows.half(), y, predictions_of(output, y, index.loss), _data_digests(x, y))
     for shard in index.shards:
         shard.save(shard.header.done, shard.header.sizes)
         shard.trim()
@@ -873,8 +942,7 @@ def _check_weights(index: GradientIndex) -> None:
 
 def _check_built(index: GradientIndex) -> None:
     "Raise ValueError if rows are missing; says whether somebody is building them."
-    for shard in index.shards:
-        shard.refresh()
+    _look_again(index)
     missing = sum(step.count for _, step in index.todo())
     if missing:
         builders = [shard.lock.holder() for shard in index.shards if shard.lock.is_held()]
@@ -925,7 +993,7 @@ class _Table:
     scores: Tensor  # (B n) float64; -sign * inf for a row that does not exist
     ids: Tensor  # (B n) int64, positions in the training set
     labels: Tensor  # (B n ...) float64
-    predictions: Tensor  # (B n ...) int64
+    predictions: Tensor  # (B n ...) float64
 
     def best(self, k: int, sign: float) -> "_Table":
         "The first k by score, equal scores by position: no answer depends on the number of ranks."
@@ -977,8 +1045,9 @@ def _search(index: GradientIndex, ask: _Question, k: int, sign: float) -> Neighb
     table = _join_tables(tables, 0)
     if not torch.isfinite(table.scores).all():
         raise ValueError(_too_few(ask, k))
-    labels = table.labels if ask.label.is_floating_point() else table.labels.long()
-    return Neighbours(table.ids, table.scores, labels, table.predictions, ask.label.cpu())
+    labels = table.labels if index.real_labels else table.labels.long()
+    predictions = table.predictions.float() if index.real_predictions else table.predictions.long()
+    return Neighbours(table.ids, table.scores, labels, predictions, ask.label.cpu())
 
 
 def _too_few(ask: _Question, k: int) -> str:
@@ -1019,7 +1088,7 @@ def _shard_shortlist(
         allowed = _same_label(labels, ask.label) if ask.same_class else None
         scores, at = scan_topk(shard.array("rows.f16"), queries, short, allowed=allowed, sign=sign)
     local = at.cpu().numpy()
-    found = [torch.from_numpy(np.asarray(a[local])) for a in (ids, labels, shard.array("predictions.i64"))]
+    found = [torch.from_numpy(np.asarray(a[local])) for a in (ids, labels, shard.array("predictions.f64"))]
     missing = short - scores.shape[1]
     padded = F.pad(scores.double().cpu(), (0, missing), value=-sign * math.inf)
     return _Table(padded, *(F.pad(t, (*[0, 0] * (t.ndim - 2), 0, missing)) for t in found))
@@ -1083,7 +1152,9 @@ class FaissSearch:
     ) -> tuple[
         Tensor, Tensor
     ]:  # Scores (B top) and rows (B top), best first; -inf where the lists held fewer
-        "The best rows of one shard."
+        "The best rows of one shard; ValueError if rows came since."
+        if self.found[self.index.shards.index(shard)].ntotal != shard.header.done:
+            raise ValueError("rows were added since this FaissSearch was made: make it again")
         scores, rows = self.found[self.index.shards.index(shard)].search(queries.cpu().numpy(), top)
         missing = torch.from_numpy(rows < 0)
         return torch.from_numpy(scores).masked_fill(missing, -math.inf), torch.from_numpy(rows).clamp_min(0)

@@ -119,11 +119,13 @@ def _field(node: ast.AnnAssign, comments: dict[int, str]) -> Parameter:
 def _parameters(args: ast.arguments, comments: dict[int, str]) -> tuple[Parameter, ...]:
     "Parameters with their comments; a comment may stand behind its parameter or above it."
     found = []
+    last = None
     for arg, stars, default in _in_order(args):
+        first = arg.lineno if last is None else min(arg.lineno, last + 1)
         last = (default or arg).end_lineno
         default = ast.unparse(default) if default else ""
         kind = ast.unparse(arg.annotation) if arg.annotation else ""
-        found.append(Parameter(stars + arg.arg, kind, default, _comment(comments, arg.lineno, last + 1)))
+        found.append(Parameter(stars + arg.arg, kind, default, _comment(comments, first, last + 1)))
     return tuple(found)
 
 # %% ../nbs/91_site.ipynb #a11f8c1f
