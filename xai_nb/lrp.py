@@ -712,7 +712,7 @@ def _succeed(engine: _Engine, old: Tensor, new: Tensor, op: str) -> Tensor:
     torch.autograd.graph.increment_version(old)
     return new
 
-# %% ../nbs/08_lrp.ipynb #ce497ad5
+# %% ../nbs/08_lrp.ipynb #99cf5df4
 def _write_through(engine: _Engine, view: Tensor, part: Tensor, op: str) -> Tensor:
     "A changed part of a tensor: the whole gets a successor, and the view is cut out of it."
     base = view._base
@@ -727,7 +727,7 @@ def _write_through(engine: _Engine, view: Tensor, part: Tensor, op: str) -> Tens
     _tag(base).successor = _mark(whole, _tag(base).samples)
     return _mark(_cut_like(whole, view), _tag(view).samples)
 
-# %% ../nbs/08_lrp.ipynb #3d3b0aaf
+# %% ../nbs/08_lrp.ipynb #0a8ed9f0
 def _cut_like(whole: Tensor, view: Tensor) -> Tensor:
     "The part of a tensor that a view is of one with the same strides."
     start = view.storage_offset() - view._base.storage_offset()
@@ -1562,7 +1562,7 @@ def _setitem(engine: _Engine, func: Callable, input: Tensor, index: Any, value: 
         out[index] = value if _tag(value) is not None else _detached(value)
     return _mark(out, samples)
 
-# %% ../nbs/08_lrp.ipynb #378a8b8e
+# %% ../nbs/08_lrp.ipynb #6e44215a
 def _copy(engine: _Engine, func: Callable, input: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
     "Everything is overwritten: relevance goes to what is written."
     everywhere = torch.ones_like(input, dtype=torch.bool)
@@ -2350,7 +2350,7 @@ def _first_input(x: Any, extra: Any) -> tuple[Any, Any]:
         )
     return x, extra
 
-
+# %% ../nbs/08_lrp.ipynb #281826c5
 def _check_call(model: nn.Module, x: Tensor, batch_size: int | None, at: Any) -> None:
     "Say at once what cannot work."
     if not isinstance(model, nn.Module):
