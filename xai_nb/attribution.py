@@ -591,7 +591,7 @@ def _misfit(search: _LayerSearch, size: tuple[int, ...]) -> float:
         return 0
     return 1 + _distortion(size, search.input_shape[2:])
 
-# %% ../nbs/03_attribution.ipynb #555576ac
+# %% ../nbs/03_attribution.ipynb #9361810c
 def _channels_last(search: _LayerSearch, place: _Seen) -> bool | None:
     "Are the channels of an output its last axis? None: it is no feature map."
     first = _misfit(search, place.shape[2:])
@@ -611,7 +611,7 @@ def _found_maps(search: _LayerSearch) -> list[_Seen]:
     ]
     return [place for place in maps if place.map == maps[-1].map]
 
-# %% ../nbs/03_attribution.ipynb #9231a8bb
+# %% ../nbs/03_attribution.ipynb #72f8cb3e
 def last_map(
     model: nn.Module,  # Any module
     x: Tensor,  # Input, (B C *S); the first example is run
@@ -634,12 +634,12 @@ def last_map(
     tokens = [token_layer for token_layer, maps in search.tokens if maps >= best.map]
     return LastMap(name, bool(_channels_last(search, places[0])), tokens[-1] if tokens else None)
 
-# %% ../nbs/03_attribution.ipynb #78315246
+# %% ../nbs/03_attribution.ipynb #f13be548
 def spatial_layer(
     model: nn.Module,  # Any module
     x: Tensor,  # Input, (B C *S); the first example is run
     extra: Any = (),  # More inputs, as in `gradient`
-) -> str:  # Name of the last layer with positions, for `capture`; LayerError: none, or channels last; warns of tokens
+) -> str:  # Name, for `capture`; LayerError: there is none, or channels come last; warns of tokens
     "The layer of `last_map`, for a method that reads (B C *S) alone."
     found = last_map(model, x, extra)
     if found.channels_last:

@@ -1041,7 +1041,7 @@ def explain_picture(
         overlay(picture[0], raw.sum(0), title=_title(args.method, target, network.classes)),
     )
 
-# %% ../nbs/06_cli.ipynb #cc336b43
+# %% ../nbs/06_cli.ipynb #fccbfa91
 def _place_of_map(
     method: Method, model: Any, x: Any, args: argparse.Namespace
 ) -> tuple[str | None, Callable | None]:
@@ -1055,8 +1055,8 @@ def _place_of_map(
     found = last_map(model, x)
     if found.tokens:
         raise CliError(
-            f"{args.model} goes on with tokens after {found.layer!r}, its last layer with positions: a map of "
-            "it would show where patches enter; pass --reshape vit for a vision transformer, name another "
+            f"{args.model} goes on with tokens after {found.layer!r}, its last layer with positions: a map "
+            "of it would show where patches enter; pass --reshape vit for a vision transformer, name another "
             f"layer with --layer (--layer {found.layer} for this map), or take a method without layer"
         )
     return found.layer, found.reshape

@@ -246,7 +246,7 @@ class Preparation:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # Subtracted from the channels, which are in [0, 1]
     std: tuple[float, ...] = (0.229, 0.224, 0.225)  # Divides the channels then
     interpolation: str = "bilinear"  # "bilinear", "bicubic", "lanczos" or "nearest", with antialiasing
-    fit: str = "crop"  # Proportions: "crop" covers `resize`, "border" fits in and adds a border, "squash" ignores them
+    fit: str = "crop"  # "crop" covers `resize`, "border" fits into it and adds a border, "squash" distorts
 
     def __call__(
         self,
@@ -298,7 +298,7 @@ class Preparation:
             picture = _with_border(picture, _pair(self.size), self.mean)
         return center_crop(picture, list(_pair(self.size)))
 
-# %% ../nbs/01_data.ipynb #4494269a
+# %% ../nbs/01_data.ipynb #6e7e6643
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     "Height and width."
     return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -712,7 +712,7 @@ def _succeed(engine: _Engine, old: Tensor, new: Tensor, op: str) -> Tensor:
     torch.autograd.graph.increment_version(old)
     return new
 
-# %% ../nbs/08_lrp.ipynb #8cd4418f
+# %% ../nbs/08_lrp.ipynb #99cf5df4
 def _write_through(engine: _Engine, view: Tensor, part: Tensor, op: str) -> Tensor:
     "A changed part of a tensor: the whole gets a successor, and the view is cut out of it."
     base = view._base
@@ -721,16 +721,18 @@ def _write_through(engine: _Engine, view: Tensor, part: Tensor, op: str) -> Tens
     with torch.enable_grad():
         whole = base.clone()
         if whole.stride() != base.stride() or part.shape != view.shape:
-            raise _unsupported(engine, op, "it changes a view of overlapping numbers; use the out-of-place operation")
+            hint = "it changes a view of overlapping numbers; use the out-of-place operation"
+            raise _unsupported(engine, op, hint)
         _cut_like(whole, view).copy_(part)
     _tag(base).successor = _mark(whole, _tag(base).samples)
     return _mark(_cut_like(whole, view), _tag(view).samples)
 
-
+# %% ../nbs/08_lrp.ipynb #0a8ed9f0
 def _cut_like(whole: Tensor, view: Tensor) -> Tensor:
     "The part of a tensor that a view is of one with the same strides."
+    start = view.storage_offset() - view._base.storage_offset()
     with torch.enable_grad():
-        return whole.as_strided(view.shape, view.stride(), view.storage_offset() - view._base.storage_offset())
+        return whole.as_strided(view.shape, view.stride(), start)
 
 
 def _current(t: Tensor) -> Tensor:
@@ -1560,7 +1562,7 @@ def _setitem(engine: _Engine, func: Callable, input: Tensor, index: Any, value: 
         out[index] = value if _tag(value) is not None else _detached(value)
     return _mark(out, samples)
 
-# %% ../nbs/08_lrp.ipynb #77682d0a
+# %% ../nbs/08_lrp.ipynb #6e44215a
 def _copy(engine: _Engine, func: Callable, input: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
     "Everything is overwritten: relevance goes to what is written."
     everywhere = torch.ones_like(input, dtype=torch.bool)
@@ -2343,12 +2345,12 @@ def _first_input(x: Any, extra: Any) -> tuple[Any, Any]:
         return x[0], (*x[1:], *(extra if isinstance(extra, (tuple, list)) else (extra,)))
     if isinstance(x, Mapping):
         raise TypeError(
-            f"x is a dictionary of {', '.join(map(str, x))}: pass the tensor to explain as x, and a module whose "
-            "forward(x) puts it into the dictionary and calls the model"
+            f"x is a dictionary of {', '.join(map(str, x))}: pass the tensor to explain as x, and a module "
+            "whose forward(x) puts it into the dictionary and calls the model"
         )
     return x, extra
 
-
+# %% ../nbs/08_lrp.ipynb #281826c5
 def _check_call(model: nn.Module, x: Tensor, batch_size: int | None, at: Any) -> None:
     "Say at once what cannot work."
     if not isinstance(model, nn.Module):

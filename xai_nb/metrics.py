@@ -480,8 +480,8 @@ def bootstrap_interval(
     statistic: Callable | None = None,  # Of the column means, (F R) array -> (R,); None: the means themselves
     level: float = 0.95,  # Coverage, in 0 ... 1
     resamples: int = 2000,  # R, number of bootstrap samples
-    bounds: tuple[float, float] = (-math.inf, math.inf),  # What the number cannot leave; the ends are cut there
-) -> Interval:  # Floats for (B,) or with a statistic; else float64 (F,), tensors if `values` is one; ends NaN for one row
+    bounds: tuple[float, float] = (-math.inf, math.inf),  # The ends are cut there
+) -> Interval:  # Floats for (B,) or a statistic; else float64 (F,), tensors like `values`; one row: ends NaN
     "The mean over the first axis, or a function of such means; percentile bootstrap, stretched for few rows."
     columns, known = _columns(values, level)
     n = len(columns)
@@ -498,7 +498,7 @@ def bootstrap_interval(
         return Interval(*(float(np.ravel(v)[0]) for v in (value, low, high)))
     return Interval(*(torch.from_numpy(v) if hasattr(values, "detach") else v for v in (value, low, high)))
 
-# %% ../nbs/04_metrics.ipynb #3f65e367
+# %% ../nbs/04_metrics.ipynb #791738a8
 def _stretch(n: Any, level: float) -> Any:
     "How much too narrow a percentile bootstrap of n values is, array or number; NaN for one value."
     from scipy.special import stdtrit

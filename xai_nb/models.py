@@ -342,8 +342,8 @@ def _class_loss(output: Tensor, y: Tensor) -> Tensor:
     "Cross-entropy for labels of any integer kind, (N,) or (N 1); ValueError for a model of one output."
     if output.ndim < 2 or output.shape[1] < 2:
         raise ValueError(
-            f"labels need an output per class, the model gives {tuple(output.shape)}: give it two outputs, or "
-            "pass y.float() with loss=F.binary_cross_entropy_with_logits"
+            f"labels need an output per class, the model gives {tuple(output.shape)}: give it two outputs, "
+            "or pass y.float() with loss=F.binary_cross_entropy_with_logits"
         )
     y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
     return F.cross_entropy(output, y.long())
@@ -484,7 +484,7 @@ def _check_fit_settings(
     if on_divergence not in ("raise", "stop"):
         raise ValueError(f"on_divergence is {on_divergence!r}, expected 'raise' or 'stop'")
 
-# %% ../nbs/02_models.ipynb #f0ad2b9a
+# %% ../nbs/02_models.ipynb #d4f0e238
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
     "The parameters that ask for a gradient; ValueError if there are none, or if they cannot have one."
     params = [p for p in model.parameters() if p.requires_grad]
@@ -548,7 +548,7 @@ class _Run:
         self.losses: list[float] = []
         self.scores: list[float] = []
 
-# %% ../nbs/02_models.ipynb #2b5bd02d
+# %% ../nbs/02_models.ipynb #1ac13941
 def _recipe(run: _Run, schedule: str | Callable) -> dict[str, Any]:
     "What a checkpoint must agree in, as numbers and text: functions by name and code, data by checksum."
     state = run.state
@@ -557,9 +557,10 @@ def _recipe(run: _Run, schedule: str | Callable) -> dict[str, Any]:
     functions = dict(loss=state.criterion, schedule=schedule, penalty=state.penalty, augment=run.augment)
     named = {k: _described(v) for k, v in functions.items()}
     kept = dict(optimizer=type(state.optimizer).__name__, clip=run.clip)
-    return rates | named | kept | {"checksum of x": _checksum(run.data.x), "checksum of y": _checksum(run.data.y)}
+    sums = {"checksum of x": _checksum(run.data.x), "checksum of y": _checksum(run.data.y)}
+    return rates | named | kept | sums
 
-# %% ../nbs/02_models.ipynb #1c530742
+# %% ../nbs/02_models.ipynb #a19bafbf
 def _described(function: Any) -> str:
     "A name that differs where two functions do: with a checksum of the code where there is some."
     if function is None or isinstance(function, str):
@@ -568,8 +569,9 @@ def _described(function: Any) -> str:
     code = getattr(function, "__code__", None)
     if code is None:
         return name
-    parts = [code.co_code, *(repr(c).encode() for c in code.co_consts if not inspect.iscode(c)), *map(str.encode, code.co_names)]
-    return f"{name} {zlib.crc32(b' '.join(parts)):08x}"
+    constants = [repr(c) for c in code.co_consts if not inspect.iscode(c)]
+    text = " ".join([*constants, *code.co_names]).encode()
+    return f"{name} {zlib.crc32(code.co_code + text):08x}"
 
 
 def _checksum(values: Tensor) -> str:
@@ -1149,7 +1151,7 @@ def _redraw(module: nn.Module, how: str) -> None:
     if isinstance(getattr(module, "original", None), Tensor):  # torch's parametrisations of one tensor
         _settle(module)
 
-
+# %% ../nbs/02_models.ipynb #997d025e
 def _settle(parametrised: nn.Module) -> None:
     "Let parametrisations that carry a state, such as a spectral norm, follow the new weight."
     for part in parametrised.children():
@@ -1168,17 +1170,18 @@ def _same_spread(p: Tensor, kept_row: int | None) -> Tensor:
         new[kept_row] = p[kept_row]
     return new
 
-# %% ../nbs/02_models.ipynb #1b073aa8
+# %% ../nbs/02_models.ipynb #84205ce5
 def _derived_weights(module: nn.Module) -> dict[str, Tensor]:
     "The weights that a hook computes from `name_orig`, or from `name_g` and `name_v`."
     own = module._parameters
-    found = {n: v for n, v in vars(module).items() if isinstance(v, Tensor) and (f"{n}_orig" in own or f"{n}_v" in own)}
+    tensors = {name: v for name, v in vars(module).items() if isinstance(v, Tensor)}
+    found = {name: v for name, v in tensors.items() if f"{name}_orig" in own or f"{name}_v" in own}
     for name, value in found.items():
         found[name] = value.detach().clone()
         setattr(module, name, found[name])  # a plain tensor, which an initialisation may fill
     return found
 
-
+# %% ../nbs/02_models.ipynb #5a9d9af1
 def _set_derived(module: nn.Module, name: str, value: Tensor) -> None:
     "Set the parameters of a computed weight, and compute it."
     own = module._parameters
@@ -1645,16 +1648,17 @@ def _set_part(model: nn.Module, path: str, new: nn.Module) -> Callable[[], None]
 
     return undo
 
-# %% ../nbs/02_models.ipynb #bc5aeb3d
+# %% ../nbs/02_models.ipynb #6503d39c
 def _take_hooks(old: nn.Module, new: nn.Module) -> None:
     "Hooks that watch the old module watch the new one."
     for table in (name for name in vars(old) if re.search("_(forward|backward)(_pre)?_hooks", name)):
         hooks = getattr(new, table, None)
         if hooks is not None:
             hooks.update(getattr(old, table))
-    new._is_full_backward_hook = old._is_full_backward_hook if old._backward_hooks else new._is_full_backward_hook
+    if old._backward_hooks:
+        new._is_full_backward_hook = old._is_full_backward_hook
 
-
+# %% ../nbs/02_models.ipynb #bc5aeb3d
 def _leave_fused_paths(model: nn.Module, sites: list[ActivationSite]) -> list[Callable[[], None]]:
     "Transformer layers have a fused path that knows only ReLU and GELU: switch it off where they are gone."
     steps = []

@@ -478,7 +478,7 @@ def _interval(columns: Sequence[Tensor], statistic: Callable | None, seed: int, 
     return bootstrap_interval(table if statistic else table[:, 0], seed, statistic=statistic, bounds=bounds)
 
 
-def _quotient(means: np.ndarray) -> np.ndarray:
+def _quotient(means: Any) -> Any:
     "The first mean over the second."
     return means[0] / means[1]
 
