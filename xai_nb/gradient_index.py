@@ -1049,7 +1049,7 @@ def _search(index: GradientIndex, ask: _Question, k: int, sign: float) -> Neighb
     predictions = table.predictions.float() if index.real_predictions else table.predictions.long()
     return Neighbours(table.ids, table.scores, labels, predictions, ask.label.cpu())
 
-
+# %% ../nbs/51_gradient_index.ipynb #ebb461a2
 def _too_few(ask: _Question, k: int) -> str:
     "Why a query has fewer than k neighbours."
     if ask.same_class:
@@ -1149,13 +1149,12 @@ class FaissSearch:
         shard: Any,  # One of the shards of the index
         queries: Tensor,  # (B k) float32, unit rows
         top: int,  # How many
-    ) -> tuple[
-        Tensor, Tensor
-    ]:  # Scores (B top) and rows (B top), best first; -inf where the lists held fewer
+    ) -> tuple[Tensor, Tensor]:  # Scores and rows (B top), best first; -inf where the lists held fewer
         "The best rows of one shard; ValueError if rows came since."
-        if self.found[self.index.shards.index(shard)].ntotal != shard.header.done:
+        found = self.found[self.index.shards.index(shard)]
+        if found.ntotal != shard.header.done:
             raise ValueError("rows were added since this FaissSearch was made: make it again")
-        scores, rows = self.found[self.index.shards.index(shard)].search(queries.cpu().numpy(), top)
+        scores, rows = found.search(queries.cpu().numpy(), top)
         missing = torch.from_numpy(rows < 0)
         return torch.from_numpy(scores).masked_fill(missing, -math.inf), torch.from_numpy(rows).clamp_min(0)
 

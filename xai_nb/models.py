@@ -390,6 +390,8 @@ def _examples(data: Any) -> Images | _Pairs:
     if not isinstance(data, (tuple, list)):
         if data is None or (isinstance(getattr(data, "x", None), Tensor) and hasattr(data, "y")):
             return data
+        if hasattr(data, "batches") and hasattr(data, "y"):  # drawn on the way, as large sets are
+            return data
         raise TypeError(f"the examples are {type(data).__name__}; pass Images, or a pair of tensors (x, y)")
     shapes = [tuple(getattr(t, "shape", ())) or type(t).__name__ for t in data]
     if len(data) != 2 or not all(isinstance(t, (Tensor, np.ndarray)) for t in data):
@@ -432,7 +434,7 @@ class TrainingState:
 # %% ../nbs/02_models.ipynb #2aab7109
 def fit(
     model: nn.Module,  # Trained in place
-    data: Any,  # `Images`, or a pair of tensors (x, y) with x of any shape (text, tables)
+    data: Any,  # `Images`, a pair of tensors (x, y) with x of any shape, or what has `to`, `batches` and `y`
     *,
     epochs: int,  # Passes over the data
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,  # (output, y) -> scalar; None: by the kind of y
@@ -557,7 +559,8 @@ def _recipe(run: _Run, schedule: str | Callable) -> dict[str, Any]:
     functions = dict(loss=state.criterion, schedule=schedule, penalty=state.penalty, augment=run.augment)
     named = {k: _described(v) for k, v in functions.items()}
     kept = dict(optimizer=type(state.optimizer).__name__, clip=run.clip)
-    sums = {"checksum of x": _checksum(run.data.x), "checksum of y": _checksum(run.data.y)}
+    parts = {name: part for name, part in vars(run.data).items() if isinstance(part, Tensor)}
+    sums = {f"checksum of {name}": _checksum(part) for name, part in parts.items()}
     return rates | named | kept | sums
 
 # %% ../nbs/02_models.ipynb #a19bafbf
