@@ -1152,11 +1152,9 @@ class FaissSearch:
     ) -> tuple[Tensor, Tensor]:  # Scores and rows (B top), best first; -inf where the lists held fewer
         "The best rows of one shard; ValueError if rows came since."
         found = self.found[self.index.shards.index(shard)]
-        if found.ntotal != shard.header.done:
-            raise ValueError("rows were added since this FaissSearch was made: make it again")
-        scores, rows = found.search(queries.cpu().numpy(), top)
-        missing = torch.from_numpy(rows < 0)
-        return torch.from_numpy(scores).masked_fill(missing, -math.inf), torch.from_numpy(rows).clamp_min(0)
+        _check_rows(found, shard)
+        scores, rows = map(torch.from_numpy, found.search(queries.cpu().numpy(), top))
+        return scores.masked_fill(rows < 0, -math.inf), rows.clamp_min(0)
 
     def recall(
         self,
@@ -1175,6 +1173,12 @@ class FaissSearch:
         return float(torch.stack(hits).mean())
 
 # %% ../nbs/51_gradient_index.ipynb #02b9f8d5
+def _check_rows(found: Any, shard: Any) -> None:
+    "Refuse lists that were made before the last `add`."
+    if found.ntotal != shard.header.done:
+        raise ValueError("rows were added since this FaissSearch was made: make it again")
+
+
 def _inverted_lists(shard: _Shard, lists: int | None, probes: int) -> Any:
     "An index of FAISS over the rows of one shard, in float16."
     try:
