@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from .core import find_layer, hash_key, unwrap_output
 from .forgetting import forgetting
 from .metrics import Interval, bootstrap_interval, cka, finite_scores, roc_interval, wilson_interval
-from .recipe import Change, Recipe, Rows, as_column, as_numbers, change_ids, class_scores, take_rows
-from .recipe import out_of_fold, places_of, row_losses
+from .recipe import Change, Recipe, Rows, as_column, as_ids, as_numbers, change_ids, class_scores
+from .recipe import out_of_fold, places_of, row_losses, take_rows
 from .ways import drop, finetune, relabel, reweight, unlearn
 
 # %% auto #0
@@ -39,7 +39,7 @@ class Ranking:
         self,
         k: int,  # How many
     ) -> np.ndarray:  # Numbers of the rows to look at, (k,)
-        "The most suspicious rows."
+        "The most suspicious rows; equal scores in the order of the table."
         if not 1 <= k <= len(self.ids):
             raise ValueError(f"k is {k}, expected 1 ... {len(self.ids)}")
         return self.ids[:k]
@@ -48,17 +48,17 @@ class Ranking:
         self,
         k: int,  # How many rows are looked at
     ) -> Interval:  # 0 ... 1
-        "The share of wrong rows among the first k."
-        return wilson_interval(int(_known(self)[: len(self.top(k))].sum()), k)
+        "The share of wrong rows expected among the first k, over all orders of equal scores."
+        return wilson_interval(float(_expected(self)[: len(self.top(k))].sum()), k)
 
     def budget(
         self,
         share: float = 0.9,  # Of the wrong rows that should be found, in (0, 1]
-    ) -> int:  # Rows
+    ) -> int:  # Rows, after which that share is expected to be found, over all orders of equal scores
         "How many rows a person must look at to find that share of the wrong ones."
         if not 0 < share <= 1:
             raise ValueError(f"share is {share}, expected a share of the wrong rows, above 0 and up to 1")
-        found = np.cumsum(_known(self))
+        found = np.cumsum(_expected(self))
         return int(np.searchsorted(found, share * found[-1] - 1e-9) + 1)
 
 # %% ../nbs/85_correction.ipynb #1a239900
@@ -71,9 +71,9 @@ def rank_rows(
     "Sort rows by a score."
     values = finite_scores(scores)
     order = np.argsort(-values, kind="stable")
-    numbers = np.arange(len(values)) if ids is None else as_numbers("ids", ids)
-    if len(numbers) != len(values):
-        raise ValueError(f"{len(numbers)} ids for {len(values)} scores")
+    numbers = np.arange(len(values)) if ids is None else as_ids("ids", ids)
+    if len(numbers) != len(values) or len(np.unique(numbers)) != len(numbers):
+        raise ValueError(f"{len(numbers)} ids for {len(values)} scores, expected one each, all different")
     if known_bad is None:
         return Ranking(numbers[order], values[order])
     bad = as_numbers("known_bad", known_bad)
@@ -84,11 +84,12 @@ def rank_rows(
     return Ranking(numbers[order], values[order], bad[order], roc_interval(values[bad], values[~bad]))
 
 
-def _known(ranking: Ranking) -> np.ndarray:
-    "Which rows are wrong; raises ValueError if nobody said."
+def _expected(ranking: Ranking) -> np.ndarray:
+    "For each place the chance that its row is wrong, (B,): the share among rows with its score."
     if ranking.bad is None:
         raise ValueError("nobody said which rows are wrong; pass known_bad to rank_rows")
-    return ranking.bad
+    _, tied, count = np.unique(ranking.scores, return_inverse=True, return_counts=True)
+    return (np.bincount(tied, ranking.bad) / count)[tied]
 
 # %% ../nbs/85_correction.ipynb #4df45d64
 class Floor(NamedTuple):
@@ -146,7 +147,7 @@ def drift(
     floor: Sequence[Floor] = (),  # Of `noise_floors`
 ) -> Drift:  # Prints as a table
     "Say what a change did to a model, and what else."
-    x = as_column("x", x)
+    x = x if isinstance(x, pd.DataFrame) else as_column("x", x)  # an estimator reads the names of columns
     if not all(isinstance(f, Floor) for f in (() if isinstance(floor, Floor) else floor)):
         raise TypeError("floor is what noise_floors returns: a sequence of Floor")
     asked = _asked(change, rows)
@@ -203,12 +204,20 @@ def _observe(model: Any, x: Any, asked: _Asked | None, features: str | None) -> 
     if asked is not None and tuple(x.shape[1:]) != tuple(asked.x.shape[1:]):
         raise ValueError(f"x has rows of shape {tuple(x.shape[1:])}, the table of {tuple(asked.x.shape[1:])}")
     if asked is not None:
-        parts = [x, asked.x]
-        x = torch.cat([torch.as_tensor(p) for p in parts]) if isinstance(x, Tensor) else np.concatenate(parts)
+        x = _stacked(x, asked.x)
     scores, seen = _pass(model, x, features)
     return _Observed(scores[:n], seen[:n], scores[n:].argmax(1).numpy())
 
 
+def _stacked(x: Any, more: Any) -> Any:
+    "Two sets of rows as one, in the form of the first."
+    if isinstance(x, pd.DataFrame):
+        return pd.concat([x, pd.DataFrame(np.asarray(more), columns=x.columns)])
+    if isinstance(x, Tensor):
+        return torch.cat([x, torch.as_tensor(more)])
+    return np.concatenate([x, more])
+
+# %% ../nbs/85_correction.ipynb #77660501
 def _pass(model: Any, x: Any, features: str | None) -> tuple[Tensor, Tensor]:
     "Scores, and a layer's output, or the scores where none is named."
     if features is None:

@@ -566,11 +566,17 @@ def roc_interval(
     low: Any,  # Scores that should be lower, (N,)
     high_group: Any = None,  # Group of each, (M,); only pairs of one group are compared
     low_group: Any = None,  # (N,)
-) -> Interval:  # Area under the ROC, 0 ... 1, chance 1/2, with DeLong's 95 % interval
+) -> Interval:  # Area under the ROC, 0 ... 1, chance 1/2, with a 95 % interval that covers for few rows
     "The chance that a `high` score is above a `low` one of the same group; ties count half."
     won = _wins(high, low)
-    area, low_end, high_end = _placement_interval(won, _same_group(won, high_group, low_group))
-    return Interval(area, max(0.0, low_end), min(1.0, high_end))
+    counted = _same_group(won, high_group, low_group)
+    area, low_end, high_end = _placement_interval(won, counted)
+    half = (high_end - low_end) / 2
+    if min(counted.any(1).sum(), counted.any(0).sum()) < 2 or not 0 < area < 1 or half < 1e-9:
+        return Interval(area, _area_end(area, 0.0, counted), _area_end(area, 1.0, counted))
+    middle = math.log(area / (1 - area))
+    away = half / (area * (1 - area))
+    return Interval(area, *(1 / (1 + math.exp(-x)) for x in (middle - away, middle + away)))
 
 
 def roc_gap(
@@ -578,7 +584,7 @@ def roc_gap(
     others: Sequence[tuple],  # The same of other models, on the same rows
     high_group: Any = None,  # Group of each, (M,); only pairs of one group are compared
     low_group: Any = None,  # (N,)
-) -> Interval:  # -1 ... 1, 0: no gap, with DeLong's 95 % interval for the same rows
+) -> Interval:  # -1 ... 1, 0: no gap, with DeLong's 95 % interval; [0, 0] where all pairs agree
     "Area under the ROC of one model, minus the mean area of others."
     gap = _wins(*scores) - np.mean([_wins(*other) for other in others], axis=0)
     return _placement_interval(gap, _same_group(gap, high_group, low_group))
@@ -611,6 +617,25 @@ def _same_group(pairs: np.ndarray, high_group: Any, low_group: Any) -> np.ndarra
         given = f"{pairs.shape[0]} and {pairs.shape[1]} scores, groups of shape {counted.shape}"
         raise ValueError(f"no pair to compare among {given}: one group per score, and one in common")
     return counted
+
+# %% ../nbs/04_metrics.ipynb #c9f0430a
+def _area_variance(area: float, counted: np.ndarray) -> float:
+    "Hanley and McNeil's variance of an area over the pairs (M N) that count, the same for both sides."
+    shared = sum(float((n * (n - 1)).sum()) for n in (counted.sum(0), counted.sum(1)))
+    alike = (area * (1 - area) ** 2 / (2 - area) + area**2 * (1 - area) / (1 + area)) / 2
+    return (counted.sum() * area * (1 - area) + shared * alike) / counted.sum() ** 2
+
+
+def _area_end(area: float, end: float, counted: np.ndarray) -> float:
+    "The area farthest towards an end that the one found does not contradict, by halving."
+    inside = area
+    for _ in range(50):
+        middle = (inside + end) / 2
+        if (middle - area) ** 2 <= 1.96**2 * _area_variance(middle, counted):
+            inside = middle
+        else:
+            end = middle
+    return (inside + end) / 2
 
 # %% ../nbs/04_metrics.ipynb #1ed376c7
 def _placement_interval(pairs: np.ndarray, counted: np.ndarray) -> Interval:

@@ -19,10 +19,10 @@ from .core import check_finite, hash_key, keyed_uniform, unwrap_output
 from .models import fit, predict
 
 # %% auto #0
-__all__ = ['Rows', 'number_rows', 'as_column', 'as_numbers', 'places_of', 'take_rows', 'row_noise', 'fit_dtype', 'fit_rows',
-           'Recipe', 'first_difference', 'class_scores', 'row_losses', 'out_of_fold', 'Change', 'check_change',
-           'check_values', 'change_ids', 'is_idle', 'edit_rows', 'ShardedModel', 'train_shards', 'forget_in_shards',
-           'last_layer_influence', 'newton_step']
+__all__ = ['Rows', 'number_rows', 'as_column', 'as_numbers', 'as_ids', 'places_of', 'take_rows', 'row_noise', 'fit_dtype',
+           'fit_rows', 'Recipe', 'first_difference', 'class_scores', 'row_losses', 'out_of_fold', 'Change',
+           'check_change', 'check_values', 'change_ids', 'is_idle', 'edit_rows', 'ShardedModel', 'train_shards',
+           'forget_in_shards', 'last_layer_influence', 'newton_step']
 
 # %% ../nbs/09_recipe.ipynb #6e4cce97
 @dataclass(frozen=True)
@@ -57,8 +57,10 @@ def number_rows(
         )
     if np.asarray(rows.y).dtype.kind not in "iu":
         raise ValueError(f"y holds {rows.y.dtype}, expected classes as whole numbers")
-    ids = np.arange(n) if rows.ids is None else np.asarray(rows.ids, np.int64)
-    universe = np.unique(ids if rows.universe is None else rows.universe)
+    if n and int(rows.y.min()) < 0:
+        raise ValueError(f"y holds {int(rows.y.min())}, expected classes from 0; number them 0 ... K - 1")
+    ids = np.arange(n) if rows.ids is None else as_ids("ids", rows.ids)
+    universe = np.unique(ids if rows.universe is None else as_ids("universe", rows.universe))
     if len(ids) != n or len(np.unique(ids)) != n or not np.isin(ids, universe).all():
         raise ValueError(f"{len(ids)} ids for {n} rows; expected one each, all different, all in universe")
     weights = _positive(rows.weights, n)
@@ -97,6 +99,17 @@ def as_numbers(
         raise TypeError(f"{name} have shape {array.shape}, expected one number per row, (R,)")
     return array if len(array) else np.zeros(0, np.int64)
 
+# %% ../nbs/09_recipe.ipynb #c9c118d2
+def as_ids(
+    name: str,  # What it is, for the message
+    values: Any,  # Numbers of rows, (R,)
+) -> np.ndarray:  # (R,), int64; TypeError for fractions and for a mask
+    "Numbers of rows."
+    numbers = as_numbers(name, values)
+    if numbers.dtype.kind not in "iu":
+        raise TypeError(f"{name} are {numbers.dtype}, expected whole numbers; for a mask take rows.ids[mask]")
+    return numbers.astype(np.int64)
+
 # %% ../nbs/09_recipe.ipynb #7392fc22
 def _positive(weights: Any, n: int) -> np.ndarray | None:
     "Weights as (n,) positive numbers, or None; raises ValueError."
@@ -113,7 +126,7 @@ def places_of(
     ids: Any,  # Numbers of rows, (R,)
 ) -> np.ndarray:  # Where they stand in the table now, (R,); raises ValueError for one that is not there
     "Find rows by their number."
-    wanted = np.asarray(ids, np.int64)
+    wanted = as_ids("ids", ids)
     order = np.argsort(rows.ids, kind="stable")
     at = np.minimum(np.searchsorted(rows.ids[order], wanted), len(order) - 1)
     lacking = wanted[rows.ids[order[at]] != wanted] if len(order) else wanted
@@ -263,7 +276,7 @@ class Recipe:
     rows: Rows  # What the model was trained on
     seed: int = 0  # Of the model
     trusted: bool = False  # True: do not check that two fits agree
-    known: list = field(default_factory=list, repr=False, compare=False)  # Whether it has been checked
+    known: list = field(default_factory=list, init=False, repr=False, compare=False)  # Whether it was checked
 
     def fit(
         self,
@@ -329,10 +342,23 @@ def _estimator_scores(model: Any, x: Any) -> Tensor:
     if not hasattr(model, "predict_proba"):
         kind = type(model).__name__
         raise TypeError(f"the model is a {kind}, expected a torch module or a classifier with predict_proba")
+    classes = _class_numbers(model)
     given = torch.from_numpy(np.asarray(model.predict_proba(x), float))
-    scores = given.new_zeros(len(given), int(max(model.classes_)) + 1)
-    scores[:, torch.as_tensor(model.classes_, dtype=torch.int64)] = given
+    scores = given.new_zeros(len(given), int(classes.max()) + 1)
+    scores[:, torch.from_numpy(classes)] = given
     return scores
+
+
+def _class_numbers(model: Any) -> np.ndarray:
+    "The classes of an estimator, (K,), int64; raises ValueError for any that are no whole numbers from 0."
+    said = model.classes_
+    several = isinstance(said, (list, tuple)) and any(np.ndim(part) for part in said)
+    classes = np.zeros(0) if several else np.asarray(said)
+    whole = classes.dtype.kind in "iub" or (classes.dtype.kind == "f" and (classes == classes.round()).all())
+    if not len(classes) or not whole or classes.min() < 0:
+        kind = type(model).__name__
+        raise ValueError(f"{kind} has the classes {said}, expected whole numbers from 0; train it on such")
+    return classes.astype(np.int64)
 
 # %% ../nbs/09_recipe.ipynb #66a8b67d
 def row_losses(
@@ -373,7 +399,7 @@ def out_of_fold(
 class Change:
     "Rows that were wrong, and what they should be; without labels and weights, they go."
 
-    rows: Any  # Numbers of rows (R,), or a boolean mask of the whole table (N,)
+    rows: Any  # Numbers of rows (R,), or a boolean mask of the rows as they stand in the table now (B,)
     labels: Any = None  # Their right classes, (R,)
     weights: Any = None  # Their weights in the loss, (R,), 0 or more; 0: the row goes
 
@@ -392,7 +418,7 @@ def check_change(
     "Refuse numbers that are no rows, that come twice, and parts of different length."
     rows = as_numbers("rows", change.rows)
     if rows.dtype.kind not in "iub":
-        raise TypeError(f"rows are {rows.dtype}, expected numbers of rows (R,) or a mask (N,)")
+        raise TypeError(f"rows are {rows.dtype}, expected numbers of rows (R,) or a mask of the table (B,)")
     object.__setattr__(change, "rows", rows)
     if rows.dtype != bool:
         numbers, count = np.unique(rows, return_counts=True)
@@ -507,10 +533,14 @@ class ShardedModel(nn.Module):
         self,
         models: list,  # One module a shard
         shards: list[np.ndarray],  # Numbers of the rows of each
+        tables: list[tuple],  # What each was trained on: numbers, classes and weights of its rows
+        changes: tuple[Change, ...] = (),  # What was changed since, oldest first
     ):
         super().__init__()
         self.models = nn.ModuleList(models)
         self.shards = shards
+        self.tables = tables
+        self.changes = changes
 
     def forward(
         self,
@@ -531,27 +561,50 @@ def train_shards(
         )
     dealt = recipe.rows.ids[np.argsort(hash_key(recipe.seed, "shard", recipe.rows.ids), kind="stable")]
     parts = [np.sort(dealt[k::shards]) for k in range(shards)]
-    return ShardedModel([recipe.fit(take_rows(recipe.rows, part, alone=True)) for part in parts], parts)
+    tables = [_shard(recipe.rows, part) for part in parts]
+    return ShardedModel([recipe.fit(rows) for rows in tables], parts, [_trained_on(rows) for rows in tables])
+
+
+def _shard(rows: Rows, part: np.ndarray) -> Rows:
+    "The rows of a shard that are still there; those that are gone leave their seats empty."
+    left = part[np.isin(part, rows.ids)]
+    if not len(left):
+        raise ValueError("no row of a shard would be left; train_shards again without the rows")
+    return replace(take_rows(rows, left), universe=part)
+
+
+def _trained_on(rows: Rows) -> tuple:
+    "All of a table but its inputs, to see whether it changed."
+    weights = np.ones(len(rows)) if rows.weights is None else rows.weights
+    return rows.ids, torch.as_tensor(rows.y).cpu().numpy().copy(), weights
 
 # %% ../nbs/09_recipe.ipynb #c7916f1b
 def forget_in_shards(
     model: ShardedModel,  # Of `train_shards`
-    recipe: Recipe,  # The same as there
-    change: Change,  # Any change of rows
+    recipe: Recipe,  # The same as there; its rows may be the original ones, or what earlier changes left
+    change: Change,  # Any change of rows, on top of those that the model remembers
 ) -> ShardedModel:  # The shards that the change does not touch are the same objects
-    "Train again the shards that a change touches."
+    "Train again the shards whose rows are no longer those they were trained on."
     if not isinstance(model, ShardedModel):
         raise TypeError(f"sisa needs a model made by train_shards, got {type(model).__name__}")
-    edited = edit_rows(recipe.rows, change)
-    touched = set(change_ids(change, recipe.rows).tolist())
-    models = []
-    for one, part in zip(model.models, model.shards):
-        if touched & set(part.tolist()):
-            shard = take_rows(recipe.rows, part, alone=True)
-            left = take_rows(edited, [i for i in part if i in set(edited.ids.tolist())])
-            one = recipe.fit(replace(left, universe=shard.universe))
-        models.append(one)
-    return ShardedModel(models, model.shards)
+    changes = (*model.changes, replace(change, rows=change_ids(change, recipe.rows)))
+    edited = recipe.rows
+    for past in changes:
+        edited = edit_rows(edited, _still_there(past, edited))
+    shards = [_shard(edited, part) for part in model.shards]
+    tables = [_trained_on(rows) for rows in shards]
+    models = list(model.models)
+    for k, (then, now) in enumerate(zip(model.tables, tables)):
+        if not all(np.array_equal(a, b) for a, b in zip(then, now)):
+            models[k] = recipe.fit(shards[k])
+    return ShardedModel(models, model.shards, tables, changes)
+
+
+def _still_there(change: Change, rows: Rows) -> Change:
+    "The part of a change, with numbers of rows, that is about rows which are not gone."
+    here = np.isin(change.rows, rows.ids)
+    parts = {name: getattr(change, name) for name in ("labels", "weights")}
+    return Change(change.rows[here], **{name: v if v is None else v[here] for name, v in parts.items()})
 
 # %% ../nbs/09_recipe.ipynb #0785fe92
 class _LastLayer(NamedTuple):
@@ -559,7 +612,7 @@ class _LastLayer(NamedTuple):
 
     name: str
     layer: nn.Linear
-    features: Tensor  # (B D+1), float64, with a column of ones
+    features: Tensor  # (B D+1), float64, with a column of ones for the bias; only columns that are not frozen
     p: Tensor  # Probabilities, (B K), float64
 
 # %% ../nbs/09_recipe.ipynb #9a4ae646
@@ -581,26 +634,40 @@ def _last_layer(model: nn.Module, x: Tensor) -> _LastLayer:
     own = F.linear(features, layer.weight, layer.bias).detach()
     if own.shape != output.shape or not torch.allclose(own, output, rtol=1e-3, atol=1e-4):
         raise ValueError(f"the output of {name}, the last linear layer, is not the model's output")
-    ones = features.new_ones(len(features), 1 if layer.bias is not None else 0)
-    return _LastLayer(name, layer, torch.cat([features, ones], 1).double(), output.softmax(1).double())
+    free = _free_columns(layer)
+    columns = torch.cat([features, features.new_ones(len(features), 1)], 1)[:, free.to(features.device)]
+    return _LastLayer(name, layer, columns.double(), output.softmax(1).double())
+
+# %% ../nbs/09_recipe.ipynb #7a49447a
+def _free_columns(layer: nn.Linear) -> Tensor:
+    "Which of weight columns and bias may move, (D+1,) bool; of a layer frozen as a whole, all it has."
+    bias = layer.bias is not None
+    free = layer.weight.requires_grad, bias and layer.bias.requires_grad
+    free = free if any(free) else (True, bias)
+    return torch.tensor([free[0]] * layer.in_features + [free[1]])
 
 # %% ../nbs/09_recipe.ipynb #7effa673
 def _row_gradients(last: _LastLayer, y: Tensor) -> Tensor:
-    "Gradient of each row's cross-entropy for the layer, (B K*(D+1))."
+    "Gradient of each row's cross-entropy for the layer, (B K*D), D its free columns."
     error = last.p - F.one_hot(torch.as_tensor(y).long().to(last.p.device), last.p.shape[1])
     return torch.einsum("bk,bd->bkd", error, last.features).flatten(1)
 
 
-def _hessian(last: _LastLayer, damping: float, most: int = 6000) -> Tensor:
-    "Sum over rows of the Hessian of the layer's cross-entropy, plus damping times its mean diagonal."
+def _row_weights(last: _LastLayer, rows: Rows) -> Tensor:
+    "Weight of each row in the loss, (B,), where the layer is."
+    return torch.as_tensor(np.ones(len(rows)) if rows.weights is None else rows.weights).to(last.p)
+
+
+def _hessian(last: _LastLayer, damping: float, weights: Tensor, most: int = 6000) -> Tensor:
+    "Weighted sum over rows of the Hessian of the layer's loss, plus damping times its mean diagonal."
     k, d = last.p.shape[1], last.features.shape[1]
     if k * d > most:
         raise ValueError(
             f"the last layer has {k * d} parameters, its Hessian would be too large (most {most})"
         )
     h = torch.zeros(k * k, d * d, dtype=torch.float64, device=last.p.device)
-    for p, f in zip(last.p.split(256), last.features.split(256)):
-        curve = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    for p, f, w in zip(*(part.split(256) for part in (last.p, last.features, weights))):
+        curve = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) * w[:, None, None]
         h += curve.flatten(1).T @ (f[:, :, None] * f[:, None]).flatten(1)
     h = h.reshape(k, k, d, d).transpose(1, 2).reshape(k * d, k * d)
     return h + damping * h.diagonal().mean() * torch.eye(k * d, dtype=h.dtype, device=h.device)
@@ -612,14 +679,22 @@ def last_layer_influence(
     x: Tensor,  # Validation inputs, (V ...)
     y: Tensor,  # Their classes, (V,)
     *,
-    damping: float = 0.01,  # Share of the Hessian's mean diagonal
+    damping: float = 0.01,  # Share of the Hessian's mean diagonal, above 0
 ) -> Tensor:  # (B,): by how much the summed validation loss falls, to first order, when the row goes
     "How much each training row harms the validation loss, through the last layer alone."
+    _check_damping(damping)
     last = _last_layer(model, rows.x)
     seen = _last_layer(model, x)
+    weights = _row_weights(last, rows)
     pull = _row_gradients(seen, torch.as_tensor(y)).sum(0)
-    solved = torch.linalg.solve(_hessian(last, damping), pull)
-    return -(_row_gradients(last, rows.y) @ solved)
+    solved = torch.linalg.solve(_hessian(last, damping, weights), pull)
+    return -weights * (_row_gradients(last, rows.y) @ solved)
+
+
+def _check_damping(damping: float) -> None:
+    "Refuse what leaves the Hessian singular, or turns it round."
+    if not 0 < damping < float("inf"):
+        raise ValueError(f"damping is {damping}, expected a number above 0")
 
 # %% ../nbs/09_recipe.ipynb #28a09cc4
 def newton_step(
@@ -627,23 +702,27 @@ def newton_step(
     rows: Rows,  # Before the change, tensors
     change: Change,  # What is changed
     *,
-    damping: float = 0.01,  # Share of the Hessian's mean diagonal
-) -> nn.Module:  # A copy; only its last linear layer differs
+    damping: float = 0.01,  # Share of the Hessian's mean diagonal, above 0
+) -> nn.Module:  # A copy; only its last linear layer differs, and there only what is not frozen
     "Move the last layer by one Newton step, as if the change had been there from the start."
+    _check_damping(damping)
     new = copy.deepcopy(model)
     edited = edit_rows(rows, change)
     moved = [_weighted_gradient(_last_layer(new, part.x), part) for part in (edited, rows)]
     last = _last_layer(new, edited.x)
-    step = torch.linalg.solve(_hessian(last, damping), moved[0] - moved[1]).reshape(last.p.shape[1], -1)
-    d = last.layer.in_features
+    layer = last.layer
+    if not any(p.requires_grad for p in layer.parameters()):
+        raise ValueError(f"{last.name}, the last linear layer, is frozen: nothing can move")
+    curve = _hessian(last, damping, _row_weights(last, edited))
+    step = curve.new_zeros(last.p.shape[1], layer.in_features + 1)
+    step[:, _free_columns(layer)] = torch.linalg.solve(curve, moved[0] - moved[1]).view(len(step), -1)
     with torch.no_grad():
-        last.layer.weight -= step[:, :d].to(last.layer.weight)
-        if last.layer.bias is not None:
-            last.layer.bias -= step[:, d].to(last.layer.bias)
+        layer.weight -= step[:, :-1].to(layer.weight)
+        if layer.bias is not None:
+            layer.bias -= step[:, -1].to(layer.bias)
     return new
 
 # %% ../nbs/09_recipe.ipynb #553e2fc6
 def _weighted_gradient(last: _LastLayer, rows: Rows) -> Tensor:
     "Gradient of the summed loss for the layer, (K*(D+1),)."
-    weights = np.ones(len(rows)) if rows.weights is None else rows.weights
-    return torch.as_tensor(weights).to(last.p) @ _row_gradients(last, rows.y)
+    return _row_weights(last, rows) @ _row_gradients(last, rows.y)

@@ -99,7 +99,7 @@ def finetune(
     *,
     anchor: str | None = None,  # "kl", "l2" or None
     strength: float = 1.0,  # Price of moving what the anchor holds, 0 or more
-    on: str = "all",  # Train on "all" rows after the change, or on the "changed" ones only
+    on: str = "all",  # Train on "all" rows after the change, or on the "changed" ones; "kl" needs others
     epochs: int = 10,  # Passes
     lr: float = 1e-3,  # AdamW's, constant
     batch_size: int = 32,  # Rows a step
@@ -117,6 +117,8 @@ def finetune(
         rows = take_rows(rows, np.intersect1d(change_ids(change, recipe.rows), rows.ids))
     if not len(rows):
         raise ValueError("nothing left to train on: the changed rows go; take on='all'")
+    if anchor == "kl" and np.isin(rows.ids, change_ids(change, recipe.rows)).all():
+        raise ValueError("anchor='kl' holds unchanged rows, and none is trained on; take 'l2' or on='all'")
     how = dict(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, schedule="constant")
     return fit_rows(new, rows, on_step=[hold] if hold else [], **how)
 
@@ -187,7 +189,7 @@ def unlearn(
     change: Change,  # The rows that must go
     *,
     how: str = "retrain",  # "retrain", "sisa", "neggrad+", "finetune", "newton"
-    **settings: Any,  # Of `finetune`; push= of "neggrad+"; damping= of "newton"
+    **settings: Any,  # Of `finetune`; push= of "neggrad+", from 0; damping= of "newton", above 0
 ) -> nn.Module:  # A new model
     "Make a model forget rows."
     if _asks_for("rows", change).labels is not None or change.weights is not None:
@@ -208,6 +210,8 @@ def _push_away(
     model: nn.Module, recipe: Recipe, change: Change, push: float = 0.1, epochs: int = 10, **settings: Any
 ) -> nn.Module:
     "NegGrad+: lower the loss of the rows that stay, raise that of the rows that go."
+    if not 0 <= push < float("inf"):
+        raise ValueError(f"push is {push}, expected a number from 0; below 0 the rows would be learnt")
     new = _copy_of_module(model)
     gone = take_rows(recipe.rows, change_ids(change, recipe.rows))
     x = fit_dtype(new, gone.x)
