@@ -78,11 +78,11 @@ def split_over_clients(
     *,
     alpha: float = 0.4,  # Of the Dirichlet law; small: each client sees few classes; large: all are alike
     shares: tuple[float, float, float] = (0.4, 0.2, 0.4),  # Of training, validation and test rows
-    seed: int = 0,  # A split depends on it and on the labels in the order of the table, never on the inputs
+    seed: int = 0,  # Beside it, only the labels in the order of the table count, never the inputs
 ) -> list[Client]:  # Every row is used once; ValueError names a client with too few rows
     "Deal a labelled set out to clients, each class by its own Dirichlet law (Hsu et al. 2019)."
     if not 0 < alpha < math.inf or clients < 1 or clients != int(clients):
-        raise ValueError(f"{clients} clients, alpha {alpha}; expected a whole number and a positive, finite one")
+        raise ValueError(f"{clients} clients, alpha {alpha}; expected a whole and a finite positive number")
     if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
         raise ValueError(f"shares {shares}: expected three positive numbers that sum to 1")
     x, y = _as_rows(x, y)
@@ -102,14 +102,14 @@ def _as_rows(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     y = torch.as_tensor(y)
     if y.ndim != 1 or len(x) != len(y) or y.is_floating_point():
         raise ValueError(
-            f"x has {len(x)} rows, y has shape {tuple(y.shape)} and dtype {y.dtype}; expected whole numbers, one "
-            "a row, (B,)"
+            f"x has {len(x)} rows, y has shape {tuple(y.shape)} and dtype {y.dtype}; expected whole "
+            "numbers, one a row, (B,)"
         )
     if len(y) and int(y.min()) < 0:
         raise ValueError(f"y has the label {int(y.min())}; classes are whole numbers from 0")
     return x, y
 
-
+# %% ../nbs/71_bilevel.ipynb #773be5e0
 def _draw_owners(labels: np.ndarray, clients: int, alpha: float, seed: int) -> np.ndarray:
     "The client of each row, (B,), for labels in ascending order: every class is cut at its own law."
     owner = np.empty(len(labels), np.int64)
@@ -122,7 +122,7 @@ def _draw_owners(labels: np.ndarray, clients: int, alpha: float, seed: int) -> n
         owner[here] = np.searchsorted(cuts, np.arange(len(here)), side="right").clip(max=clients - 1)
     return owner
 
-
+# %% ../nbs/71_bilevel.ipynb #5453eff7
 def _deal_rows(rows: np.ndarray, shares: Sequence[float]) -> list[np.ndarray]:
     "Deal rows, sorted by class, to parts: each row to the part that is furthest behind its share."
     part = np.empty(len(rows), np.int64)
@@ -419,7 +419,7 @@ def personal_problem(
     settings: Any,  # One setting a client, likewise
     net: PersonalNet,  # The shared model
     l2: float = 1e-3,  # Strength of the squared penalty on the parameters
-    pull: float = 1e-2,  # Strength of the squared distance of each setting from its value here, in the outer loss
+    pull: float = 1e-2,  # Strength of the squared distance of settings from those here, in the outer loss
 ) -> Problem:  # Ready for `hypergrad`; data are the tasks
     "Both losses of personalisation: train with the settings, judge with the settings."
     numbers = _numbers(tasks)
@@ -524,7 +524,6 @@ class Tuned:
     round: int  # First round of the network that was not used
     skipped: int = 0  # Outer steps without a finite hypergradient
     failed: int = 0  # Those in a row, up to now
-    key: str = ""  # Of data, losses, first settings and options, where a checkpoint was asked for
 
     @property
     def settings(self) -> dict[int, Tensor]:  # Client -> setting
@@ -571,12 +570,12 @@ def tune(
     _check_loop(loop, steps)
     key = "" if checkpoint is None else _key_of(loop)
     if checkpoint is not None and resume is None and Path(checkpoint).is_file():
-        resume = _own_run(load_tuned(checkpoint), key, checkpoint)
-    run = replace(_first_point(loop) if resume is None else _fitting(resume, loop), key=key)
+        resume = load_tuned(checkpoint, key)
+    run = _first_point(loop) if resume is None else _fitting(resume, loop)
     for _ in progress(range(len(run.trajectory) - 1, steps), "outer steps"):
         run = _outer_step(loop, run)
         if checkpoint is not None:
-            save_tuned(run, checkpoint)
+            save_tuned(run, checkpoint, key)
     return run
 
 # %% ../nbs/71_bilevel.ipynb #d1ca8d9f
@@ -681,9 +680,10 @@ def _tell_scores(loop: _Loop, settings: dict, x: Tensor) -> dict[int, float]:
 def save_tuned(
     run: Tuned,  # Any
     path: str | Path,  # File; written beside it first, so that a crash leaves the old one
+    key: str = "",  # What tells this run from others
 ) -> None:
     "Write a run so that it can go on later."
-    plain = {**vars(run), "trajectory": [point._asdict() for point in run.trajectory]}
+    plain = {**vars(run), "key": key, "trajectory": [point._asdict() for point in run.trajectory]}
     plain["moments"] = {i: tuple(m) for i, m in run.moments.items()}
     plain["traffic"] = {i: asdict(t) for i, t in run.traffic.items()}
     part = Path(path).with_suffix(".part")
@@ -693,9 +693,11 @@ def save_tuned(
 
 def load_tuned(
     path: str | Path,  # Written by `save_tuned`
-) -> Tuned:  # To pass as `resume`
+    key: str | None = None,  # The one it was written with; None: any
+) -> Tuned:  # To pass as `resume`; ValueError for another key
     "Read a run; no code in the file is executed."
     plain = torch.load(path, weights_only=True)
+    _check_key(plain.pop("key", ""), key, path)
     plain["trajectory"] = tuple(Point(**point) for point in plain["trajectory"])
     plain["moments"] = {i: Moments(*m) for i, m in plain["moments"].items()}
     plain["traffic"] = {i: Traffic(**t) for i, t in plain["traffic"].items()}
@@ -743,14 +745,13 @@ def _parts_of(value: Any) -> list:
     return list(getattr(value, "__dict__", {}).items()) or [str(value)]
 
 
-def _own_run(run: Tuned, key: str, checkpoint: str | Path) -> Tuned:
-    "The run of a file, if it is this one."
-    if run.key != key:
+def _check_key(found: str, key: str | None, path: str | Path) -> None:
+    "Refuse the file of another run."
+    if key is not None and found != key:
         raise ValueError(
-            f"the checkpoint {Path(checkpoint).name} is of another run: data, model, family, settings or "
-            "options differ; name another file, or delete this one"
+            f"the checkpoint {Path(path).name} is of another run: data, model, family, settings or options "
+            "differ; name another file, or delete this one"
         )
-    return run
 
 # %% ../nbs/71_bilevel.ipynb #4c81f195
 def _check_loop(loop: _Loop, steps: int) -> None:
@@ -919,7 +920,7 @@ def personalise(
     run = tune(problem, x0, network, resume=resume and resume.run, **how)
     return Personalised(run, net)
 
-
+# %% ../nbs/71_bilevel.ipynb #3b11a92b
 def draw_batch(
     tasks: Mapping[int, Task],  # Of the clients here
     size: int,  # Rows a batch
@@ -953,7 +954,7 @@ def make_tasks(
     zero = {i: rows[i].new_zeros(()) for i in numbers}
     return {i: Task(clients[i].train, judge[i], rows[i] / mean, zero[i]) for i in numbers}
 
-
+# %% ../nbs/71_bilevel.ipynb #dc4070f2
 def _without_weight(rows: Labelled) -> Labelled:
     "The same shapes, asking for nothing."
     return rows._replace(weight=torch.zeros_like(rows.weight))
@@ -966,7 +967,7 @@ def _given_settings(start: dict[int, Tensor], given: Any, n: int) -> dict[int, T
     given = given if isinstance(given, Mapping) else dict(enumerate(given))
     for i in (*given, *start):
         if i not in given or i not in range(n):
-            raise ValueError(f"client {i}: settings are for {sorted(given)}; give one for each client there is")
+            raise ValueError(f"client {i}: settings are for {sorted(given)}; give one for each client")
     settings = {i: torch.as_tensor(given[i]) for i in start}
     for i, setting in settings.items():
         if setting.shape != start[i].shape:
@@ -977,7 +978,7 @@ def _given_settings(start: dict[int, Tensor], given: Any, n: int) -> dict[int, T
             raise ValueError(f"client {i}: its setting is not finite, {setting.tolist()}")
     return settings
 
-
+# %% ../nbs/71_bilevel.ipynb #7d28aaca
 def _check_options(family: SettingFamily, classes: int, outer: Any, batch_size: Any, n: int) -> None:
     "Refuse a family of other classes, rows of nobody that judge, and batches without rows."
     if getattr(family, "classes", classes) != classes:
@@ -1043,8 +1044,8 @@ def _check_module(model: nn.Module, x: Tensor) -> None:
     for name, part in model.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
             raise ValueError(
-                f"the layer {name or type(part).__name__} has no running statistics: what it gives a row would "
-                "depend on the other rows; set track_running_stats=True or take another layer"
+                f"the layer {name or type(part).__name__} has no running statistics: what it gives a row "
+                "would depend on the other rows; set track_running_stats=True or take another layer"
             )
     kinds = {p.dtype for p in model.parameters()} - {x.dtype}
     if kinds and x.is_floating_point():
@@ -1065,18 +1066,18 @@ def _check_part(i: int, name: str, rows: Labelled, classes: int) -> None:
             f"but the model has {classes} outputs"
         )
 
-
+# %% ../nbs/71_bilevel.ipynb #ffd20d6d
 def check_weights(
     family: SettingFamily,  # What clients may set
     problem: Problem,  # Settings and tasks
     batch: Callable[[int, int], Task] | None = None,  # Of training; None: all rows
 ) -> None:  # Raises ValueError that names the client
-    "Refuse a family that gives rows a negative weight, one weight too few, or a batch the weights of others."
+    "Refuse a family that gives rows a negative weight, one weight too few, or those of others in a batch."
     for i, setting in problem.lam.items():
         y = problem.data[i].train.y
         if batch is not None and _weigh_places(family, y, setting):
             raise ValueError(
-                f"client {i}: weights of single rows need batch_size=None; in a batch rows change their places"
+                f"client {i}: weights of single rows need batch_size=None; in a batch rows change places"
             )
         weights = family.weights(y, setting)
         if weights.ndim and weights.shape != y.shape:
