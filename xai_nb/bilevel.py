@@ -11,6 +11,8 @@ __all__ = ['Labelled', 'Client', 'split_over_clients', 'label_rows', 'class_tabl
            'client_report', 'compare_methods', 'NetworkCorrection', 'correct_over_network']
 
 # %% ../nbs/71_bilevel.ipynb #d189f803
+import copy
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -70,23 +72,20 @@ class Client(NamedTuple):
 
 # %% ../nbs/71_bilevel.ipynb #7bb733fd
 def split_over_clients(
-    x: Tensor,  # Inputs, (B ...)
-    y: Tensor,  # Classes, (B,), whole numbers from 0
+    x: Any,  # Inputs, (B ...), tensor, array or list
+    y: Any,  # Classes, (B,), whole numbers from 0, likewise
     clients: int,  # N
     *,
     alpha: float = 0.4,  # Of the Dirichlet law; small: each client sees few classes; large: all are alike
     shares: tuple[float, float, float] = (0.4, 0.2, 0.4),  # Of training, validation and test rows
-    seed: int = 0,  # Which split; a row's fate depends on seed and number alone
+    seed: int = 0,  # Beside it, only the labels in the order of the table count, never the inputs
 ) -> list[Client]:  # Every row is used once; ValueError names a client with too few rows
     "Deal a labelled set out to clients, each class by its own Dirichlet law (Hsu et al. 2019)."
-    if not alpha > 0 or clients < 1 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
-        raise ValueError(
-            f"{clients} clients, alpha {alpha}, shares {shares}: positive numbers, shares that sum to 1"
-        )
-    if len(x) != len(y) or y.is_floating_point():
-        raise ValueError(
-            f"x has {len(x)} rows, y has {len(y)} labels of {y.dtype}; expected whole numbers, one a row"
-        )
+    if not 0 < alpha < math.inf or clients < 1 or clients != int(clients):
+        raise ValueError(f"{clients} clients, alpha {alpha}; expected a whole and a finite positive number")
+    if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
+        raise ValueError(f"shares {shares}: expected three positive numbers that sum to 1")
+    x, y = _as_rows(x, y)
     labels = y.cpu().numpy()
     mixed = np.lexsort((hash_key(seed, "row", np.arange(len(labels))), labels))
     owner = _draw_owners(labels[mixed], clients, alpha, seed)
@@ -97,17 +96,33 @@ def split_over_clients(
     return [Client(*(take(rows, size) for rows, size in zip(parts, sizes))) for parts in dealt]
 
 # %% ../nbs/71_bilevel.ipynb #85e68ac6
+def _as_rows(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    "Inputs and classes as tensors; ValueError for what are not as many whole numbers from 0 as rows."
+    x = torch.as_tensor(x)
+    y = torch.as_tensor(y)
+    if y.ndim != 1 or len(x) != len(y) or y.is_floating_point():
+        raise ValueError(
+            f"x has {len(x)} rows, y has shape {tuple(y.shape)} and dtype {y.dtype}; expected whole "
+            "numbers, one a row, (B,)"
+        )
+    if len(y) and int(y.min()) < 0:
+        raise ValueError(f"y has the label {int(y.min())}; classes are whole numbers from 0")
+    return x, y
+
+# %% ../nbs/71_bilevel.ipynb #773be5e0
 def _draw_owners(labels: np.ndarray, clients: int, alpha: float, seed: int) -> np.ndarray:
     "The client of each row, (B,), for labels in ascending order: every class is cut at its own law."
     owner = np.empty(len(labels), np.int64)
     for k in np.unique(labels):
         here = np.flatnonzero(labels == k)
         law = gamma.ppf(keyed_uniform(seed, "law", int(k), np.arange(clients)), alpha)
+        if not law.sum() > 0:
+            raise ValueError(f"alpha {alpha} is too small: no client has a share of class {k} above 0")
         cuts = np.round(np.cumsum(law / law.sum()) * len(here))
         owner[here] = np.searchsorted(cuts, np.arange(len(here)), side="right").clip(max=clients - 1)
     return owner
 
-
+# %% ../nbs/71_bilevel.ipynb #5453eff7
 def _deal_rows(rows: np.ndarray, shares: Sequence[float]) -> list[np.ndarray]:
     "Deal rows, sorted by class, to parts: each row to the part that is furthest behind its share."
     part = np.empty(len(rows), np.int64)
@@ -129,12 +144,13 @@ def _check_sizes(sizes: Sequence[Sequence[int]]) -> None:
 
 # %% ../nbs/71_bilevel.ipynb #4acba942
 def label_rows(
-    x: Tensor,  # Inputs, (B ...)
-    y: Tensor,  # Classes, (B,)
+    x: Any,  # Inputs, (B ...), tensor, array or list
+    y: Any,  # Classes, (B,), likewise
     ids: Tensor | None = None,  # Numbers of the rows, (B,); None: 0 ... B - 1
     size: int | None = None,  # Rows after padding; None: no padding
 ) -> Labelled:  # Weight 1 each, padding behind
     "Make a part of a client from tensors."
+    x, y = _as_rows(x, y)
     ids = torch.arange(len(y)) if ids is None else torch.as_tensor(ids)
     left = (size or len(y)) - len(y)
     pad = lambda value, fill: torch.cat([value, value.new_full((left, *value.shape[1:]), fill)])
@@ -148,15 +164,15 @@ def class_table(
     clients: Sequence[Client] | Mapping[int, Client],  # All clients
     classes: int,  # K
     part: str = "train",  # "train", "val" or "test"
-) -> np.ndarray:  # (N K): rows
+) -> np.ndarray:  # (N K): rows; clients by number
     "How many rows of each class each client has."
     parts = [getattr(client, part) for client in _values(clients)]
     return np.stack([torch.bincount(rows.real.y, minlength=classes).cpu().numpy() for rows in parts])
 
 
 def _values(clients: Any) -> list[Client]:
-    "The clients of a list or of {number: client}."
-    return list(clients.values()) if isinstance(clients, Mapping) else list(clients)
+    "The clients of a list or of {number: client}, by number."
+    return [clients[i] for i in _numbers(clients)]
 
 
 def _numbers(clients: Any) -> list[int]:
@@ -173,7 +189,7 @@ class SettingFamily:
     def initial(
         self,
         client: Client,  # Whose setting
-    ) -> Tensor:  # The setting that changes nothing
+    ) -> Tensor:  # The setting that changes nothing, or a weak one where none does (a strength)
         "Where the setting starts."
         raise NotImplementedError(f"{type(self).__name__} does not say where a setting starts")
 
@@ -243,11 +259,13 @@ def frequency_bias(
     overall: Tensor,  # Frequencies of the classes over all clients, (K,), sum 1
     *,
     smoothing: float = 1.0,  # Rows that each client borrows, spread like `overall`
-) -> Tensor:  # (K,): log of own frequency over common frequency
+) -> Tensor:  # (K,): log of own frequency over common frequency; 0 for a class that nobody has
     "The setting of `LogitBias` without training: Bayes' rule for another class law (Saerens et al. 2002)."
     counts = torch.bincount(client.train.real.y, minlength=len(overall)).to(overall)
+    if len(counts) > len(overall) or bool(((overall == 0) & (counts > 0)).any()):
+        raise ValueError(f"the client has {counts.int().tolist()} rows by class; a class has frequency 0")
     own = (counts + smoothing * overall) / (counts.sum() + smoothing)
-    return own.log() - overall.log()
+    return torch.where(overall > 0, own.log() - overall.log(), torch.zeros_like(overall))
 
 # %% ../nbs/71_bilevel.ipynb #cc49f74c
 @dataclass(frozen=True)
@@ -280,6 +298,10 @@ class WeightedMixture(SettingFamily):
     def apply(self, logits: Tensor, setting: Tensor) -> Tensor:
         mixed = LearnerMixture(self.learners).apply(logits, setting[: self.learners])
         return LogitWeights(self.classes).apply(mixed, setting[self.learners :])
+
+    def value(self, setting: Tensor) -> Tensor:
+        shares = LearnerMixture(self.learners).value(setting[: self.learners])
+        return torch.cat([shares, LogitWeights(self.classes).value(setting[self.learners :])])
 
 # %% ../nbs/71_bilevel.ipynb #bdcbb5a9
 @dataclass(frozen=True)
@@ -379,6 +401,7 @@ class Task(NamedTuple):
     train: Labelled  # Rows of the inner loss
     judge: Labelled  # Rows of the outer loss; all of weight 0: this client asks for nothing
     share: Tensor  # Its rows over the mean of all clients; () float
+    start: Tensor  # Where `pull` pulls its setting; as the setting, or () for all numbers of it
 
 
 def mean_loss(
@@ -396,10 +419,12 @@ def personal_problem(
     settings: Any,  # One setting a client, likewise
     net: PersonalNet,  # The shared model
     l2: float = 1e-3,  # Strength of the squared penalty on the parameters
-    pull: float = 1e-2,  # Strength of the squared distance of a setting from its start, in the outer loss
+    pull: float = 1e-2,  # Strength of the squared distance of settings from those here, in the outer loss
 ) -> Problem:  # Ready for `hypergrad`; data are the tasks
     "Both losses of personalisation: train with the settings, judge with the settings."
-    start = next(iter(settings.values() if isinstance(settings, Mapping) else settings)).detach()
+    numbers = _numbers(tasks)
+    starts = {i: torch.as_tensor(settings[i]).detach() for i in numbers}
+    begun = {i: tasks[i]._replace(start=starts[i]) for i in numbers}
 
     def inner(x: Tensor, setting: Tensor, task: Task) -> Tensor:
         weights = net.family.weights(task.train.y, setting)
@@ -408,9 +433,9 @@ def personal_problem(
 
     def outer(x: Tensor, setting: Tensor, task: Task) -> Tensor:
         loss = mean_loss(net.logits(x, setting, task.judge.x), task.judge)
-        return loss + 0.5 * pull * (setting - start.to(setting)).square().sum()
+        return loss + 0.5 * pull * (setting - task.start.to(setting)).square().sum()
 
-    return Problem(inner, outer, settings, tasks)
+    return Problem(inner, outer, settings, begun)
 
 # %% ../nbs/71_bilevel.ipynb #35e48d52
 @dataclass(frozen=True)
@@ -420,7 +445,7 @@ class Inner:
     steps: int = 200  # Of stochastic gradient push, one round of the network each
     lr: float = 0.5  # Step size
     drops: tuple[float, ...] = (0.75, 0.9)  # Where the step size falls to a tenth, as shares of the steps
-    form: str = "nedic"  # As in `gradient_push`
+    form: str = "nedic"  # As in `gradient_push`: the gradient is taken before averaging
     batch: Callable[[int, int], Any] | None = None  # (client, step) -> data of that step; None: all its data
     restart: bool = True  # From the same state every time, as published; False: from where it was
     exact: bool = False  # Newton's method on one machine instead: for convex losses and small models
@@ -528,7 +553,8 @@ def tune(
     hyper: Mapping[str, Any] | None = None,  # More for `hypergrad`, or for `exact_hypergrad`
     score: Callable[[int, Tensor, Tensor], float] | None = None,  # (client, x, setting) -> larger is better
     resume: Tuned | None = None,  # Go on from here; `steps` counts from the very start
-    checkpoint: str | Path | None = None,  # File of this process, written after every step, and to go on from
+    checkpoint: str | Path
+    | None = None,  # File of this process, written after every step; gone on from if it is of this very run
 ) -> Tuned:  # NonFiniteError after three steps in a row without a finite hypergradient
     "Tune every client's own setting: train, find the hypergradient, one step of Adam, again."
     loop = _Loop(
@@ -542,13 +568,14 @@ def tune(
         score or partial(_outer_score, problem),
     )
     _check_loop(loop, steps)
+    key = "" if checkpoint is None else _key_of(loop)
     if checkpoint is not None and resume is None and Path(checkpoint).is_file():
-        resume = load_tuned(checkpoint)
+        resume = load_tuned(checkpoint, key)
     run = _first_point(loop) if resume is None else _fitting(resume, loop)
     for _ in progress(range(len(run.trajectory) - 1, steps), "outer steps"):
         run = _outer_step(loop, run)
         if checkpoint is not None:
-            save_tuned(run, checkpoint)
+            save_tuned(run, checkpoint, key)
     return run
 
 # %% ../nbs/71_bilevel.ipynb #d1ca8d9f
@@ -653,9 +680,10 @@ def _tell_scores(loop: _Loop, settings: dict, x: Tensor) -> dict[int, float]:
 def save_tuned(
     run: Tuned,  # Any
     path: str | Path,  # File; written beside it first, so that a crash leaves the old one
+    key: str = "",  # What tells this run from others
 ) -> None:
     "Write a run so that it can go on later."
-    plain = {**vars(run), "trajectory": [point._asdict() for point in run.trajectory]}
+    plain = {**vars(run), "key": key, "trajectory": [point._asdict() for point in run.trajectory]}
     plain["moments"] = {i: tuple(m) for i, m in run.moments.items()}
     plain["traffic"] = {i: asdict(t) for i, t in run.traffic.items()}
     part = Path(path).with_suffix(".part")
@@ -665,13 +693,65 @@ def save_tuned(
 
 def load_tuned(
     path: str | Path,  # Written by `save_tuned`
-) -> Tuned:  # To pass as `resume`
+    key: str | None = None,  # The one it was written with; None: any
+) -> Tuned:  # To pass as `resume`; ValueError for another key
     "Read a run; no code in the file is executed."
     plain = torch.load(path, weights_only=True)
+    _check_key(plain.pop("key", ""), key, path)
     plain["trajectory"] = tuple(Point(**point) for point in plain["trajectory"])
     plain["moments"] = {i: Moments(*m) for i, m in plain["moments"].items()}
     plain["traffic"] = {i: Traffic(**t) for i, t in plain["traffic"].items()}
     return Tuned(**plain)
+
+# %% ../nbs/71_bilevel.ipynb #94fe6bc5
+def _key_of(loop: _Loop) -> str:
+    "A hash of what a run depends on: data, losses, settings, start, options; the network by its topology."
+    digest = hashlib.sha256()
+    problem = loop.problem
+    own = [(i, problem.lam[i], problem.data[i]) for i in loop.network.clients]
+    ways = (problem.inner, problem.outer, loop.score, loop.inner)
+    _feed(digest, (own, ways, loop.x0, loop.lr, loop.solver, loop.hyper, loop.network.topology), [])
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any, above: list) -> None:
+    "Feed a value to a hash, with all that it holds; `above` are the values that hold it."
+    if any(value is one for one in above):
+        return
+    digest.update(f"{type(value).__qualname__}:".encode())
+    if isinstance(value, Tensor | np.ndarray):
+        array = np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
+        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    elif isinstance(value, str | bytes | int | float | complex | None):
+        digest.update(repr(value).encode())
+    else:
+        for part in _parts_of(value):
+            _feed(digest, part, [*above, value])
+
+# %% ../nbs/71_bilevel.ipynb #18614936
+def _parts_of(value: Any) -> list:
+    "What a value holds: entries, fields, what a function refers to, the state of a module."
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, Sequence | set):
+        return list(value)
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, nn.Module):
+        return [str(value), value.state_dict()]
+    if code := getattr(value, "__code__", None):
+        cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        return [value.__qualname__, code.co_code, str(code.co_names), cells, getattr(value, "__self__", None)]
+    return list(getattr(value, "__dict__", {}).items()) or [str(value)]
+
+
+def _check_key(found: str, key: str | None, path: str | Path) -> None:
+    "Refuse the file of another run."
+    if key is not None and found != key:
+        raise ValueError(
+            f"the checkpoint {Path(path).name} is of another run: data, model, family, settings or options "
+            "differ; name another file, or delete this one"
+        )
 
 # %% ../nbs/71_bilevel.ipynb #4c81f195
 def _check_loop(loop: _Loop, steps: int) -> None:
@@ -813,22 +893,24 @@ def personalise(
     solver: str = "neumann",  # As in `hypergrad`, or "exact"
     hyper: Mapping[str, Any] | None = None,  # More for `hypergrad`; None: 20 steps of 10 rounds
     l2: float = 1e-3,  # Squared penalty of the shared model
-    pull: float = 1e-2,  # Squared penalty of a setting's distance from its start
+    pull: float = 1e-2,  # Squared penalty of a setting's distance from the client's `family.initial`, always
     batch_size: int | None = None,  # Rows a training step; None: all
-    settings: Mapping[int, Tensor] | None = None,  # Where the settings start; None: where they change nothing
+    settings: Mapping[int, Tensor]
+    | None = None,  # Where the settings start, one for each client here; None: at `family.initial`
     resume: Personalised | None = None,  # Go on from here
-    checkpoint: str | Path | None = None,  # File of this process, written after every step, and to go on from
+    checkpoint: str | Path | None = None,  # File of this process, as in `tune`
     seed: int = 0,  # Of batches and further learners
 ) -> Personalised:  # ValueError names the client that is at fault
     "One shared model, one own setting a client, tuned over a network (after Terashita and Hara 2023)."
-    check_clients(clients, network, model, warn=resume is None)
+    classes = check_clients(clients, network, model, warn=resume is None)
+    _check_options(family, classes, outer, batch_size, network.n)
     x0, net = personal_net(model, family, seed)
     tasks = make_tasks(clients, outer)
     start = {i: family.initial(clients[i]) for i in tasks}
     problem = personal_problem(tasks, start, net, l2, pull)
-    problem = replace(problem, lam=_given_settings(start, settings))
+    problem = replace(problem, lam=_given_settings(start, settings, network.n))
     if batch_size is not None:
-        inner = replace(inner, batch=partial(draw_batch, tasks, batch_size, seed))
+        inner = replace(inner, batch=partial(draw_batch, problem.data, batch_size, seed))
     check_weights(family, problem, inner.batch)
     score = lambda i, x, setting: _accuracy(net.logits(x, setting, clients[i].val.x), clients[i].val)
     hyper = dict(steps=20, rounds=10) if hyper is None and solver != "exact" else hyper
@@ -838,7 +920,7 @@ def personalise(
     run = tune(problem, x0, network, resume=resume and resume.run, **how)
     return Personalised(run, net)
 
-
+# %% ../nbs/71_bilevel.ipynb #3b11a92b
 def draw_batch(
     tasks: Mapping[int, Task],  # Of the clients here
     size: int,  # Rows a batch
@@ -869,23 +951,54 @@ def make_tasks(
         raise ValueError(f"outer is {outer!r}; expected 'validation', 'train' or {{client: rows}}")
     rows = {i: clients[i].train.weight.sum() for i in numbers}
     mean = sum(rows.values()) / len(rows)
-    return {i: Task(clients[i].train, judge[i], rows[i] / mean) for i in numbers}
+    zero = {i: rows[i].new_zeros(()) for i in numbers}
+    return {i: Task(clients[i].train, judge[i], rows[i] / mean, zero[i]) for i in numbers}
 
-
+# %% ../nbs/71_bilevel.ipynb #dc4070f2
 def _without_weight(rows: Labelled) -> Labelled:
     "The same shapes, asking for nothing."
     return rows._replace(weight=torch.zeros_like(rows.weight))
 
 
-def _given_settings(start: dict[int, Tensor], given: Mapping[int, Tensor] | None) -> dict[int, Tensor]:
+def _given_settings(start: dict[int, Tensor], given: Any, n: int) -> dict[int, Tensor]:
     "The settings to start from; raises ValueError that names the client of a wrong one."
-    settings = dict(start) | {i: torch.as_tensor(given[i]) for i in start if given is not None}
+    if given is None:
+        return dict(start)
+    given = given if isinstance(given, Mapping) else dict(enumerate(given))
+    for i in (*given, *start):
+        if i not in given or i not in range(n):
+            raise ValueError(f"client {i}: settings are for {sorted(given)}; give one for each client")
+    settings = {i: torch.as_tensor(given[i]) for i in start}
     for i, setting in settings.items():
         if setting.shape != start[i].shape:
             raise ValueError(
                 f"client {i}: its setting has shape {tuple(setting.shape)}, expected {tuple(start[i].shape)}"
             )
+        if not bool(torch.isfinite(setting).all()):
+            raise ValueError(f"client {i}: its setting is not finite, {setting.tolist()}")
     return settings
+
+# %% ../nbs/71_bilevel.ipynb #7d28aaca
+def _check_options(family: SettingFamily, classes: int, outer: Any, batch_size: Any, n: int) -> None:
+    "Refuse a family of other classes, rows of nobody that judge, and batches without rows."
+    if getattr(family, "classes", classes) != classes:
+        raise ValueError(f"{family} is for {family.classes} classes, but the model has {classes} outputs")
+    if batch_size is not None and (batch_size < 1 or batch_size != int(batch_size)):
+        raise ValueError(f"batch_size is {batch_size}; expected a whole number of 1 or more, or None")
+    if isinstance(outer, Mapping):
+        _check_owners("outer", outer, n)
+        for i, rows in outer.items():
+            if rows.rows:
+                _check_part(i, "outer", rows, classes)
+
+
+def _check_owners(name: str, given: Mapping, n: int) -> None:
+    "Rows that judge must be somebody's."
+    if not given:
+        raise ValueError(f"{name} is empty: no client says what is right")
+    for i in given:
+        if i not in range(n):
+            raise ValueError(f"client {i}: {name} has rows for it, but the clients are 0 ... {n - 1}")
 
 # %% ../nbs/71_bilevel.ipynb #c0dbeeee
 def check_clients(
@@ -894,7 +1007,7 @@ def check_clients(
     model: nn.Module,  # Its number of outputs counts
     *,
     warn: bool = True,  # Also say what is odd but no mistake
-) -> None:  # Raises ValueError that names the client; warns
+) -> int:  # Outputs of the model; raises ValueError that names the client; warns
     "Refuse clients that cannot be personalised."
     numbers = _numbers(clients)
     if len(numbers) > network.n or any(i not in numbers for i in network.clients):
@@ -902,9 +1015,7 @@ def check_clients(
             f"{len(numbers)} clients for a network of {network.n}: client {max(numbers)} has no place, "
             "or one lacks"
         )
-    first = clients[numbers[0]].train
-    with torch.no_grad():
-        classes = model(first.x[:1]).shape[-1]
+    classes = _count_outputs(model, clients[numbers[0]].train.x)
     for i in numbers:
         for name, rows in clients[i]._asdict().items():
             _check_part(i, name, rows, classes)
@@ -917,6 +1028,29 @@ def check_clients(
     if warn and len(numbers) > 1 and (tables == tables[0]).all():
         warnings.warn(
             "all clients have the same class counts: there may be nothing to personalise", stacklevel=3
+        )
+    return classes
+
+# %% ../nbs/71_bilevel.ipynb #2f065290
+def _count_outputs(model: nn.Module, x: Tensor) -> int:
+    "How many logits a model gives; a copy in eval mode is asked, so that the model stays as it is."
+    _check_module(model, x)
+    with torch.no_grad():
+        return copy.deepcopy(model).eval()(x[:1]).shape[-1]
+
+
+def _check_module(model: nn.Module, x: Tensor) -> None:
+    "Refuse a model whose rows depend on each other, or one of another precision than the rows."
+    for name, part in model.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
+            raise ValueError(
+                f"the layer {name or type(part).__name__} has no running statistics: what it gives a row "
+                "would depend on the other rows; set track_running_stats=True or take another layer"
+            )
+    kinds = {p.dtype for p in model.parameters()} - {x.dtype}
+    if kinds and x.is_floating_point():
+        raise ValueError(
+            f"the model has parameters of {', '.join(map(str, kinds))}, the rows are {x.dtype}; convert one"
         )
 
 # %% ../nbs/71_bilevel.ipynb #aae772fb
@@ -932,23 +1066,31 @@ def _check_part(i: int, name: str, rows: Labelled, classes: int) -> None:
             f"but the model has {classes} outputs"
         )
 
-
+# %% ../nbs/71_bilevel.ipynb #ffd20d6d
 def check_weights(
     family: SettingFamily,  # What clients may set
     problem: Problem,  # Settings and tasks
     batch: Callable[[int, int], Task] | None = None,  # Of training; None: all rows
 ) -> None:  # Raises ValueError that names the client
-    "Refuse a family that gives rows a negative weight, or one weight too few."
+    "Refuse a family that gives rows a negative weight, one weight too few, or those of others in a batch."
     for i, setting in problem.lam.items():
-        y = (problem.data[i] if batch is None else batch(i, 0)).train.y
+        y = problem.data[i].train.y
+        if batch is not None and _weigh_places(family, y, setting):
+            raise ValueError(
+                f"client {i}: weights of single rows need batch_size=None; in a batch rows change places"
+            )
         weights = family.weights(y, setting)
         if weights.ndim and weights.shape != y.shape:
-            raise ValueError(
-                f"client {i}: {len(weights)} weights for {len(y)} training rows; weights of single rows need "
-                "batch_size=None"
-            )
+            raise ValueError(f"client {i}: {len(weights)} weights for {len(y)} training rows")
         if bool((weights < 0).any()):
             raise ValueError(f"client {i}: negative weights of training rows, {float(weights.min()):.3g}")
+
+
+def _weigh_places(family: SettingFamily, y: Tensor, setting: Tensor) -> bool:
+    "Whether weights belong to the places of rows: turned rows would get the weights of others."
+    uneven = setting + torch.linspace(0.1, 1.0, max(setting.numel(), 1)).to(setting).reshape(setting.shape)
+    weights, turned = family.weights(y, uneven), family.weights(y.flip(0), uneven)
+    return weights.ndim > 0 and not (weights.shape == y.shape and torch.equal(weights.flip(0), turned))
 
 # %% ../nbs/71_bilevel.ipynb #fbcb5c8b
 def baselines(
@@ -998,9 +1140,11 @@ def _train_alone(clients: Any, net: PersonalNet, x: Tensor, inner: Inner, l2: fl
 # %% ../nbs/71_bilevel.ipynb #a6bd56e7
 def worst_tenth(
     accuracy: Any,  # One number a client, (N,) or one row a run (S N)
-) -> Any:  # Mean of the smallest tenth, at least one client; a number, or (S,)
+) -> Any:  # Mean of the smallest tenth, at least one client; a number, or (S,); ValueError for NaN
     "How those fare who fare worst."
     values = np.sort(np.asarray(accuracy, float), -1)
+    if not values.size or np.isnan(values).any():
+        raise ValueError(f"accuracies of shape {values.shape}: expected one or more, and none that is NaN")
     mean = values[..., : max(1, math.ceil(values.shape[-1] / 10))].mean(-1)
     return float(mean) if mean.ndim == 0 else mean
 
@@ -1055,6 +1199,11 @@ def compare_methods(
     lines = {}
     for name, values in runs.items():
         each = np.asarray(values, float)
+        if each.ndim != 2 or each.shape != base.shape:
+            raise ValueError(
+                f"{name} has accuracies of shape {each.shape}, {against} of shape {base.shape}; "
+                "pairs need the same seeds and clients, (S N)"
+            )
         gain = each - base
         spread = lambda v: float(np.std(v, ddof=1)) if len(v) > 1 else math.nan
         worst = worst_tenth(each) - worst_tenth(base)
@@ -1093,6 +1242,8 @@ def correct_over_network(
     **how: Any,  # As in `personalise`
 ) -> NetworkCorrection:  # ValueError as in `personalise`
     "Tune the weights of clients, classes or rows until what must come right does; nobody shows a row."
+    if must is not None:
+        _check_owners("must", must, network.n)
     run = personalise(
         clients, family, network, model=model, outer="validation" if must is None else must, **how
     )

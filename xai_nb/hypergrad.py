@@ -631,7 +631,7 @@ def gradient_push(
     *,
     steps: int,  # Steps, one round of pushing each
     lr: _Rate,  # Step size, or a function of the step
-    form: str = "nedic",  # "nedic": average, then step; "assran": step, then average
+    form: str = "nedic",  # "nedic": average, then step (gradient before); "assran": step, then average
     batch: Callable[[int, int], Any]
     | None = None,  # (client, step) -> data of that step; None: all of its data
     start: int = 0,  # First round of the network

@@ -941,6 +941,7 @@ def show_clients(
         for ax, table in zip(axes, tables):
             shown = ax.imshow(np.ma.masked_invalid(table), vmin=0, vmax=1, cmap="cividis", aspect="auto")
             ax.set(xlabel="class", xticks=range(table.shape[1]), yticks=range(len(ends)), facecolor="0.85")
+            ax.patch.set(hatch="////", edgecolor="0.6")  # seen where a cell is missing
         axes[0].set_ylabel("client")
         fig.colorbar(shown, ax=axes[1], label="share right")
         _draw_pairs(axes[2], ends)
