@@ -973,7 +973,7 @@ def show_pareto(
     with _style():
         fig = Picture(WIDTH * 0.8, 3.8)
         ax = fig.subplots()
-        for colour, marker, (name, (x, y)) in zip(cycle(PALETTE), cycle("osD^vPX"), places.items()):
+        for colour, marker, (name, (x, y)) in zip(cycle(PALETTE), cycle("osD^vPX*<>h"), places.items()):
             ax.plot(x[[0] * 2 if len(x) == 1 else [1, 2]], [y[0]] * 2, color=colour, linewidth=1, alpha=0.5)
             ax.plot([x[0]] * 2, y[[0] * 2 if len(y) == 1 else [1, 2]], color=colour, linewidth=1, alpha=0.5)
             ax.plot(x[0], y[0], marker, color=colour, label=name, markersize=7)
