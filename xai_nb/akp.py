@@ -332,8 +332,6 @@ class FamilyReport:
 # %% ../nbs/40_akp.ipynb #fd2b4d14
 def _report_table(report: FamilyReport) -> Any:
     "Means over members, one similarity and one log ratio a measure, and the vote."
-    import pandas as pd
-
     numbers = [c for c in ("error", "missed", "false alarms") if c in report.members]
     out = report.members.groupby("family", sort=False)[numbers].mean()
     out.insert(

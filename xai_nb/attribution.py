@@ -7,14 +7,16 @@ __all__ = ['gradient', 'gradient_x_input', 'smoothgrad', 'integrated_gradients',
            'spatial_layer', 'grad_cam', 'check_rearrangement', 'guided_grad_cam', 'occlusion']
 
 # %% ../nbs/03_attribution.ipynb #ed9fb02c
-import itertools, math, re, warnings
+import itertools
+import math
+import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
 from typing import Any, Literal, NamedTuple, overload
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

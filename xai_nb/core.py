@@ -5,8 +5,22 @@
 # %% ../nbs/00_core.ipynb #7ff944e8
 from __future__ import annotations
 
-import contextlib, copy, ctypes, difflib, gc, importlib, inspect, json, os, platform, random
-import statistics, sys, threading, time, weakref
+import contextlib
+import copy
+import ctypes
+import difflib
+import gc
+import importlib
+import inspect
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import threading
+import time
+import weakref
 import multiprocessing as mp
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 # %% ../nbs/11_decision.ipynb #757c5337
 from pathlib import Path
 from typing import Any, NamedTuple
+
 import pandas as pd
 import torch
 from torch import Tensor, nn

@@ -6,7 +6,12 @@
 __all__ = ['Sketch', 'sketch_costs', 'scan_topk', 'model_digest', 'GradientIndex', 'FaissSearch']
 
 # %% ../nbs/51_gradient_index.ipynb #ab2108ae
-import hashlib, json, math, os, time, zlib
+import hashlib
+import json
+import math
+import os
+import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace

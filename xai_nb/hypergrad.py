@@ -7,33 +7,21 @@ __all__ = ['SOLVERS', 'StepError', 'Survey', 'Hypergradient', 'hypergrad', 'Trai
            'run_demo', 'demo']
 
 # %% ../nbs/70_hypergrad.ipynb #0224900d
-import argparse, math, os, warnings
-
-
+import argparse
+import math
+import os
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-
-
 from dataclasses import asdict, dataclass
-
-
 from functools import partial
-
-
 from typing import Any, NamedTuple
 
-
 import torch
-
-
 import torch.distributed as dist
-
-
 from torch import Tensor
 
 # %% ../nbs/70_hypergrad.ipynb #cd3d8e2e
 from .core import NonFiniteError, progress
-
-
 from xai_nb.implicit import (
     IndefiniteError,
     Local,
@@ -57,8 +45,6 @@ from xai_nb.implicit import (
     client_settings,
     stacked_losses,
 )
-
-
 from xai_nb.networks import (
     ConnectivityError,
     Faults,
@@ -67,8 +53,6 @@ from xai_nb.networks import (
     TorchDistributedNetwork,
     Traffic,
 )
-
-
 from .networks import check_connected, leave, mixing, push_sum, rounds_to_hear
 
 # %% ../nbs/70_hypergrad.ipynb #03166922

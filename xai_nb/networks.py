@@ -10,7 +10,14 @@ __all__ = ['BLOCK', 'LOST', 'Fates', 'SCHEMES', 'Program', 'Summary', 'Connectiv
            'average', 'TorchDistributedNetwork', 'Launched', 'leave', 'launch']
 
 # %% ../nbs/09_networks.ipynb #192edce3
-import contextlib, gc, json, math, os, pickle, sys, time
+import contextlib
+import gc
+import json
+import math
+import os
+import pickle
+import sys
+import time
 import multiprocessing as mp
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence

@@ -11,10 +11,13 @@ __all__ = ['Loss', 'Inputs', 'Examples', 'loss_terms', 'labels_of', 'output_grad
            'ChosenExamples', 'run_batches', 'probe_of', 'Gram', 'gradient_gram']
 
 # %% ../nbs/07_per_example.ipynb #d1ad508e
-import fnmatch, math, types, warnings
+import fnmatch
+import math
+import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np

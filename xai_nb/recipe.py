@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import check_finite, hash_key, keyed_uniform, unwrap_output
+from .core import check_finite, hash_key, keyed_uniform
 from .models import fit, predict
 
 # %% auto #0

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['differing_nodes', 'node_weight', 'tree_distance', 'prediction_disagreement', 'partition_distance', 'LeaveOneOut',
            'leave_one_out', 'Sensitivity', 'average_sensitivity', 'SensitivityReport', 'sensitivity_report',
-           'row_influence', 'tree_text', 'tree_census', 'stability_path']
+           'row_influence', 'tree_text', 'tree_census', 'stability_path', 'Correction', 'correct_labels']
 
 # %% ../nbs/09_tree_sensitivity.ipynb #fda21cf0
 import math
@@ -530,3 +530,34 @@ def stability_path(
             place = {"epsilon": epsilon, "seed": seed}
             lines.append({**place, "sensitivity": loo.mean, "changed": changed, "score": score})
     return pd.DataFrame(lines)
+
+# %% ../nbs/09_tree_sensitivity.ipynb #f0c812a0
+@dataclass(frozen=True)
+class Correction:
+    "What correcting labels did."
+
+    distance: float  # Between the old and the new tree
+    disagreement: float  # Between their predictions on the test rows, as `prediction_disagreement`
+    before: float  # Test score of the old model
+    after: float  # Test score of the new model
+
+
+def correct_labels(
+    model: BaseEstimator,  # Any scikit-learn tree
+    X: Any,  # Training table, (B D)
+    y: Any,  # Targets before the correction, (B,)
+    rows: np.ndarray,  # Rows to relabel
+    labels: np.ndarray,  # Their right targets
+    X_test: Any,  # Test rows
+    y_test: Any,  # Test targets
+) -> Correction:  # Distance of the trees, and both scores
+    "Relabel some rows, refit, and compare the old model with the new one."
+    if len(rows) != len(labels):
+        raise ValueError(f"{len(rows)} rows and {len(labels)} labels: one label per row is needed")
+    old, model = _fit_with_seed(model, X, y, None)
+    fixed = np.asarray(y).astype(np.result_type(np.asarray(y), np.asarray(labels)))
+    fixed[rows] = labels
+    new = clone(model).fit(X, fixed)
+    distance = tree_distance(old, new, getattr(model, "max_depth", None))
+    scores = [m.score(X_test, y_test) for m in (old, new)]
+    return Correction(distance, prediction_disagreement(old, new, X_test), *scores)

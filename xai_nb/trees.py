@@ -33,10 +33,12 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, colu
 from . import split_kernel as kernel
 from .core import hash_key, keyed_uniform, row_keys
 from xai_nb.tree_sensitivity import (
+    Correction,
     LeaveOneOut,
     Sensitivity,
     SensitivityReport,
     average_sensitivity,
+    correct_labels,
     differing_nodes,
     leave_one_out,
     node_weight,
